@@ -1,0 +1,184 @@
+"""What an agent is and what a run is, as frozen data.
+
+`TrainConfig` is the whole of a run: it is what the command line edits, what a preset is, and what `config.json` in a run's
+directory holds. The docstring below each field is the help text of the command line.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from relive.errors import ConfigError
+
+NetworkName = Literal["auto", "mlp", "nature", "minatar"]
+
+
+def _require(ok: bool, subject: str, expected: str, got: object) -> None:
+    """Refuse a setting: `subject: expected X, got Y.`"""
+    if not ok:
+        raise ConfigError(f"{subject}: expected {expected}, got {got!r}.")
+
+
+def _require_int(subject: str, value: object, least: int) -> None:
+    _require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        subject,
+        f"an integer >= {least}",
+        value,
+    )
+
+
+def _require_unit(subject: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, subject, "a number in [0, 1]", value)
+
+
+def _require_positive(subject: str, value: float) -> None:
+    _require(math.isfinite(value) and value > 0, subject, "a finite number > 0", value)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The learner: its network, its targets, its optimiser.
+
+    Raises:
+        ConfigError: a value outside its range.
+
+    Papers: Mnih et al. 2015 (DQN); van Hasselt et al. 2016 (double, arXiv:1509.06461); Wang et al. 2016 (dueling,
+    arXiv:1511.06581); Hessel et al. 2018 (n-step in DQN, arXiv:1710.02298); Lillicrap et al. 2016 (soft target).
+    """
+
+    network: NetworkName = "auto"
+    """What reads the observation: mlp for vectors, nature for uint8 frames, minatar for small grids; auto chooses by its space."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the fully connected hidden layers. None: the network's own (mlp 256 256, nature 512, minatar 128)."""
+    double: bool = False
+    """Choose the next action by the online network, value it by the target network (van Hasselt et al. 2016)."""
+    dueling: bool = False
+    """Split the last hidden layer into a value and an advantage stream of its width each (Wang et al. 2016)."""
+    n_step: int = 1
+    """Steps of reward in a target."""
+    gamma: float = 0.99
+    """Discount per step."""
+    batch_size: int = 64
+    """Transitions per update."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    loss: Literal["squared", "huber"] = "squared"
+    """Per transition: squared, half the squared TD error; huber, linear beyond an error of 1."""
+    max_grad_norm: float | None = 10.0
+    """Scale the gradient down to this Euclidean norm where it is longer. None: never."""
+    target: Literal["periodic", "soft"] = "periodic"
+    """The target network: a copy every `target_every` updates, or moved by `tau` towards the online one at every update."""
+    target_every: int = 500
+    """Updates between two copies (target=periodic)."""
+    tau: float = 0.005
+    """Share of the way that a soft target moves at each update (target=soft)."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _require(self.network in ("auto", "mlp", "nature", "minatar"), "network", "auto, mlp, nature or minatar", self.network)
+        if self.hidden is not None:
+            _require(len(self.hidden) > 0, "hidden", "at least one width, or None", self.hidden)
+            for width in self.hidden:
+                _require_int("hidden", width, 1)
+        _require_int("n_step", self.n_step, 1)
+        _require_unit("gamma", self.gamma)
+        _require_int("batch_size", self.batch_size, 1)
+        _require_positive("learning_rate", self.learning_rate)
+        _require_positive("adam_eps", self.adam_eps)
+        _require(self.loss in ("squared", "huber"), "loss", "squared or huber", self.loss)
+        if self.max_grad_norm is not None:
+            _require_positive("max_grad_norm", self.max_grad_norm)
+        _require(self.target in ("periodic", "soft"), "target", "periodic or soft", self.target)
+        _require_int("target_every", self.target_every, 1)
+        _require(0.0 < self.tau <= 1.0, "tau", "a number in (0, 1]", self.tau)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run, whole: with the same versions and one thread, the same config gives the same run.
+
+    Raises:
+        ConfigError: a value outside its range, or two that contradict each other.
+    """
+
+    env: str
+    """Gymnasium id of the environment."""
+    steps: int = 100_000
+    """Environment steps to train for, summed over the environments."""
+    num_envs: int = 1
+    """Environments stepped together."""
+    stack: int = 1
+    """Observations stacked into one, assembled by the buffer (frames: 4)."""
+    capacity: int = 100_000
+    """Transitions that the buffer holds; a multiple of num_envs."""
+    learning_starts: int = 1_000
+    """Environment steps before the first update; actions are random until then."""
+    replay_ratio: float = 1.0
+    """Updates per environment step: 0.25 is one in four steps, 2 two a step."""
+    update_every: int = 1
+    """Environment steps between two rounds of updates; a round makes up all that the replay ratio owes."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the first step."""
+    epsilon_end: float = 0.05
+    """The same once the decay is over."""
+    epsilon_fraction: float = 0.1
+    """Share of `steps` over which epsilon falls, in a straight line."""
+    eval_every: int = 5_000
+    """Environment steps between two evaluations of the greedy policy."""
+    eval_episodes: int = 10
+    """Episodes of each such evaluation; the same seeds every time."""
+    final_eval_episodes: int = 100
+    """Episodes of the evaluation at the end, with seeds that no evaluation before has used."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run ends with: those of its best evaluation (the newest of equals), or the last ones."""
+    stop_return: float | None = None
+    """Stop before `steps` once an evaluation's mean return reaches this. None: train all steps."""
+    threshold: float | None = None
+    """Mean return that the final evaluation must reach for the run to count as a success. None: any."""
+    seed: int = 0
+    """Seed of everything: environments, network, exploration, buffer."""
+    device: str = "cpu"
+    """Device of the networks, as PyTorch names it: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """Threads PyTorch may use on the CPU. Small networks are fastest with one."""
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The learner."""
+
+    def __post_init__(self) -> None:
+        """Check every range, and the settings against each other."""
+        _require(bool(self.env), "env", "the id of an environment", self.env)
+        counts = ("steps", "num_envs", "stack", "capacity", "update_every", "eval_every", "eval_episodes")
+        for name in (*counts, "final_eval_episodes", "threads"):
+            _require_int(name, getattr(self, name), 1)
+        _require_int("learning_starts", self.learning_starts, 0)
+        _require_int("seed", self.seed, 0)
+        _require_positive("replay_ratio", self.replay_ratio)
+        for name in ("epsilon_start", "epsilon_end", "epsilon_fraction"):
+            _require_unit(name, getattr(self, name))
+        _require(self.keep in ("best", "last"), "keep", "best or last", self.keep)
+        _require(
+            self.capacity % self.num_envs == 0, "capacity", f"a multiple of num_envs={self.num_envs}", self.capacity
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain JSON values; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":
+        """The config that `to_dict` (or a `config.json` made from it) describes.
+
+        Raises:
+            ConfigError: an unknown name, or a value that the config refuses.
+        """
+        agent = dict(data.get("agent", {}))
+        if agent.get("hidden") is not None:
+            agent["hidden"] = tuple(agent["hidden"])
+        try:
+            return cls(**{**data, "agent": AgentConfig(**agent)})
+        except TypeError as error:
+            raise ConfigError(f"config: expected the fields of TrainConfig, got others ({error}).") from None
