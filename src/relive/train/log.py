@@ -1,0 +1,99 @@
+"""What a run writes down while it goes on: one row at a time, to metrics.csv and to TensorBoard."""
+
+import csv
+import math
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from relive.errors import ConfigError
+
+METRICS = "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.csv. NaN, written as an empty cell: nothing to tell since the row before."""
+
+    step: int
+    """Environment steps so far."""
+    updates: int
+    """Gradient steps so far."""
+    episodes: int
+    """Training episodes ended so far."""
+    seconds: float
+    """Wall time since the run began, evaluations included."""
+    steps_per_second: float
+    """Environment steps a second since the row before, evaluations left out."""
+    epsilon: float
+    """Probability of a random action."""
+    loss: float
+    """Mean loss of the updates since the row before."""
+    q_mean: float
+    """Mean Q(s, a) over the batches since the row before."""
+    return_mean: float
+    """Mean return of the training episodes (actions partly random) that ended since the row before."""
+    eval_mean: float
+    """Mean return of the greedy evaluation at this step."""
+    eval_std: float
+    """Standard deviation of the same over its episodes."""
+    eval_min: float
+    """Its worst episode."""
+    eval_max: float
+    """Its best episode."""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+class RunLog:
+    """Writes rows to `run_dir`; whatever has been written survives the process."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = (run_dir / METRICS).open("w", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow(COLUMNS)
+        self._board = SummaryWriter(str(run_dir))  # type: ignore[no-untyped-call]
+
+    def write(self, row: Row) -> None:
+        """Add one row."""
+        self._csv.writerow("" if math.isnan(value) else value for value in astuple(row))
+        self._file.flush()
+        for name in COLUMNS[1:]:
+            value = getattr(row, name)
+            if not math.isnan(value):
+                group = "evaluation" if name.startswith("eval_") else "train"
+                self._board.add_scalar(  # type: ignore[no-untyped-call]
+                    f"{group}/{name.removeprefix('eval_')}", value, row.step
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(run_dir: Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of a run's metrics.csv by name, each float64 [rows], NaN where a cell is empty.
+
+    Raises:
+        ConfigError: there is no such file, or it has other columns.
+    """
+    path = run_dir / METRICS
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: expected a run directory with {METRICS} in it, found none. Give one that `relive train` made.")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        names = next(reader, [])
+        rows = [[float(cell) if cell else math.nan for cell in row] for row in reader if len(row) == len(names)]
+    if tuple(names) != COLUMNS:
+        raise ConfigError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(names)}.")
+    table = np.array(rows, np.float64).reshape(-1, len(COLUMNS))
+    return {name: table[:, column] for column, name in enumerate(COLUMNS)}

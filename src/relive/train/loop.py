@@ -1,0 +1,327 @@
+"""The training loop: act, store, learn; evaluate now and then; write it down."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import relive
+from relive.dqn import DQN, TrainConfig, Update
+from relive.train.environments import Envs, make_training_envs
+from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate
+from relive.train.log import Row, RunLog
+from relive.train.plot import plot_runs
+from relive.train.rundir import CURVE, claim_run_dir, load_weights, save_config, save_weights
+from relive.train.schedules import epsilon_at, updates_owed
+from relive.train.stop import StopRequest
+from relive.train.summary import Result, save_result
+
+ROWS = 200
+"""Rows that a run writes to its metrics, besides one per evaluation."""
+
+REPORT_SECONDS = 0.1
+"""Wall time between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a spectator is told while the run goes on."""
+
+    step: int
+    steps: int
+    episodes: int
+    return_mean: float
+    """Mean return of the last (up to) 100 training episodes, NaN before the first has ended."""
+    loss: float
+    """Mean loss of the newest updates, NaN before the first."""
+    steps_per_second: float
+    """Over the whole run so far, evaluations included: what the time left is made of."""
+    evaluation: Evaluation | None
+    """The evaluation just made, once; else None."""
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass
+class LoopState:
+    """All that the loop remembers from one step to the next.
+
+    The agent, the buffer and the environments keep their own state; what is not there is here, and nowhere else.
+    """
+
+    running: NDArray[np.float64]
+    """Return so far of each lane's episode, f64 [lanes]."""
+    step: int = 0
+    """Environment steps made, all lanes together; a reset is none."""
+    updates: int = 0
+    episodes: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    """Returns of the newest episodes."""
+    fresh: list[float] = field(default_factory=list)
+    """Returns of the episodes ended since the last row."""
+    best_return: float = -math.inf
+    best_step: int | None = None
+    """Step of the best evaluation; None before the first."""
+    seconds: float = 0.0
+    """Wall time of the run."""
+    eval_seconds: float = 0.0
+    """Wall time of its evaluations."""
+
+
+class LossMeter:
+    """Means over the updates since the last row, kept on the device so that no update waits for a number."""
+
+    def __init__(self, device: str) -> None:
+        self._sums = torch.zeros(2, device=device)  # f32[2]: loss, q
+        self._count = 0
+        self._last = (math.nan, math.nan)
+
+    def add(self, update: Update) -> None:
+        """Take one update in."""
+        self._sums[0] += update.loss
+        self._sums[1] += update.q_mean
+        self._count += 1
+
+    def peek(self) -> tuple[float, float]:
+        """Mean loss and mean Q since the last `take`, those before it while there was no update."""
+        if self._count:
+            loss, q_mean = (self._sums / self._count).tolist()
+            self._last = (loss, q_mean)
+        return self._last
+
+    def take(self) -> tuple[float, float]:
+        """The means, NaN if there was no update; then begin anew."""
+        means = self.peek() if self._count else (math.nan, math.nan)
+        self._sums.zero_()
+        self._count = 0
+        return means
+
+
+class FrameStack:
+    """The last k observations of every lane as one: the acting side of what the buffer assembles when sampled."""
+
+    def __init__(self, k: int, obs: NDArray[np.generic]) -> None:
+        self.obs = np.repeat(obs[:, None], k, axis=1)  # [lanes, k, *frame]
+
+    def push(self, obs: NDArray[np.generic], begins: NDArray[np.bool_]) -> None:
+        """Append one observation a lane; where an episode begins its first one repeats."""
+        self.obs = np.concatenate([self.obs[:, 1:], obs[:, None]], axis=1)
+        self.obs[begins] = obs[begins, None]
+
+
+class Trainer:
+    """One run: an agent, a buffer, environments, and the loop over them, a step at a time."""
+
+    def __init__(self, config: TrainConfig, envs: Envs, run_dir: Path, log: RunLog, stop: StopRequest, report: Report) -> None:
+        self.config, self.run_dir = config, run_dir
+        self._envs, self._log, self._stop, self._report = envs, log, stop, report
+        self.agent = DQN(
+            envs.single_observation_space,
+            envs.single_action_space,
+            config.agent,
+            seed=config.seed,
+            device=config.device,
+            stack=config.stack,
+        )
+        self.buffer = relive.ReplayBuffer(
+            config.capacity,
+            relive.Schema.from_env(envs),
+            view=relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack),
+            seed=config.seed,
+        )
+        self.state = LoopState(running=np.zeros(envs.num_envs))
+        self._writer = self.buffer.writer(envs)
+        self._meter = LossMeter(config.device)
+        obs, _ = envs.reset(seed=config.seed)
+        self._writer.reset(obs)
+        self._obs = obs
+        self._stack = FrameStack(config.stack, obs) if config.stack > 1 else None
+        self._began = self._reported = time.perf_counter()
+        self._row_every = max(1, config.steps // ROWS)
+        self._row_step, self._row_seconds = 0, 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has all its steps, or an evaluation was good enough to stop, or somebody asked to."""
+        return self.state.step >= self.config.steps or self.stopped_early or self._stop()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether an evaluation reached `stop_return`."""
+        return self.config.stop_return is not None and self.state.best_return >= self.config.stop_return
+
+    def advance(self) -> None:
+        """One step of every environment, the updates owed for it, and the row or evaluation that falls due."""
+        before = self.state.step
+        self._interact()
+        for _ in range(updates_owed(self.config, self.state.step) - self.state.updates):
+            self._learn()
+        step, steps = self.state.step, self.config.steps
+        evaluation = None
+        if _passed(before, step, self.config.eval_every) or before < steps <= step:
+            evaluation = self._evaluate()
+        if evaluation is not None or _passed(before, step, self._row_every):
+            self._write_row(evaluation)
+        now = time.perf_counter()
+        if evaluation is not None or now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            self._report(self._progress(evaluation))
+
+    def _interact(self) -> None:
+        state = self.state
+        obs = self._obs if self._stack is None else self._stack.obs
+        action = self.agent.act(obs, epsilon_at(self.config, state.step))
+        self._obs, reward, terminated, truncated, info = self._envs.step(action)
+        ids = self._writer.step(action, self._obs, reward, terminated, truncated, info)
+        stored = ids >= 0  # bool[lanes]; False where the step was a reset
+        state.step += int(np.count_nonzero(stored))
+        state.running += reward
+        ended = terminated | truncated
+        if self._stack is not None:
+            # Right in every autoreset mode: either the observation after an end is the next episode's first already, or the
+            # step after it is not stored and brings that; the action in between is ignored by the environment.
+            self._stack.push(self._obs, ended | ~stored)
+        if ended.any():
+            returns = state.running[ended].tolist()
+            state.running[ended] = 0.0
+            state.episodes += len(returns)
+            state.recent.extend(returns)
+            state.fresh.extend(returns)
+
+    def _learn(self) -> None:
+        batch = self.buffer.sample(self.config.agent.batch_size, output="torch", device=self.config.device)
+        self._meter.add(self.agent.update(batch))
+        self.state.updates += 1
+
+    def _evaluate(self) -> Evaluation | None:
+        config, state = self.config, self.state
+        began = time.perf_counter()
+        evaluation = evaluate(
+            self.act_greedily, config.env, episodes=config.eval_episodes, seed=EVALUATION_SEED, stack=config.stack, stop=self._stop
+        )
+        state.eval_seconds += time.perf_counter() - began
+        if evaluation is not None and evaluation.mean >= state.best_return:
+            state.best_return, state.best_step = evaluation.mean, state.step
+            save_weights(self.run_dir, "best", self.agent)
+        return evaluation
+
+    def act_greedily(self, obs: NDArray[np.generic]) -> NDArray[np.int64]:
+        """Actions int64 [B] of the greedy policy."""
+        return self.agent.act(obs, 0.0)
+
+    def _write_row(self, evaluation: Evaluation | None) -> None:
+        state = self.state
+        state.seconds = time.perf_counter() - self._began
+        learning = state.seconds - state.eval_seconds
+        loss, q_mean = self._meter.take()
+        self._log.write(
+            Row(
+                step=state.step,
+                updates=state.updates,
+                episodes=state.episodes,
+                seconds=round(state.seconds, 3),
+                steps_per_second=round((state.step - self._row_step) / max(learning - self._row_seconds, 1e-9), 1),
+                epsilon=epsilon_at(self.config, state.step),
+                loss=loss,
+                q_mean=q_mean,
+                return_mean=float(np.mean(state.fresh)) if state.fresh else math.nan,
+                eval_mean=evaluation.mean if evaluation else math.nan,
+                eval_std=evaluation.std if evaluation else math.nan,
+                eval_min=min(evaluation.returns) if evaluation else math.nan,
+                eval_max=max(evaluation.returns) if evaluation else math.nan,
+            )
+        )
+        self._row_step, self._row_seconds = state.step, learning
+        state.fresh.clear()
+
+    def _progress(self, evaluation: Evaluation | None) -> Progress:
+        state = self.state
+        return Progress(
+            step=min(state.step, self.config.steps),
+            steps=self.config.steps,
+            episodes=state.episodes,
+            return_mean=float(np.mean(state.recent)) if state.recent else math.nan,
+            loss=self._meter.peek()[0],
+            steps_per_second=state.step / (time.perf_counter() - self._began),
+            evaluation=evaluation,
+        )
+
+    def finish(self) -> None:
+        """Write what is not written yet: the last row and the last weights."""
+        if self.state.step > self._row_step:
+            self._write_row(None)
+        save_weights(self.run_dir, "last", self.agent)
+
+
+def _passed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]: steps come in strides of `num_envs`."""
+    return now // every > before // every
+
+
+def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progress: None) -> Result:
+    """Train an agent and leave a run directory behind.
+
+    On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the same
+    weights. SIGINT and SIGTERM end it between two steps, with everything written.
+
+    Args:
+        config: all of the run.
+        run_dir: new or empty.
+        report: told how it goes about ten times a second, and of every evaluation.
+
+    Returns:
+        Result: what was reached; also in `result.json` and `summary.md`.
+
+    Raises:
+        ConfigError: `run_dir` is not empty, no such environment, or settings that it does not allow.
+    """
+    envs = make_training_envs(config.env, config.num_envs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with closing(envs), StopRequest() as stop:
+            claim_run_dir(run_dir)
+            save_config(run_dir, config)
+            with RunLog(run_dir) as log:
+                trainer = Trainer(config, envs, run_dir, log, stop, report)
+                while not trainer.done:
+                    trainer.advance()
+                trainer.finish()
+            plot_runs([run_dir], run_dir / CURVE)
+            result = _conclude(trainer, stop)
+            save_result(run_dir, config, result)
+            return result
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
+    """Evaluate the weights that are kept, unless the run was interrupted."""
+    config, state = trainer.config, trainer.state
+    kept = config.keep if state.best_step is not None else "last"
+    if kept == "best":
+        trainer.agent.load_weights(load_weights(trainer.run_dir, "best"))
+    final = evaluate(
+        trainer.act_greedily, config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED, stack=config.stack, stop=stop
+    )
+    return Result(
+        status="interrupted" if stop.signal else "stopped early" if trainer.stopped_early else "finished",
+        signal=stop.signal.name if stop.signal else None,
+        steps=state.step,
+        updates=state.updates,
+        episodes=state.episodes,
+        seconds=state.seconds,
+        eval_seconds=state.eval_seconds,
+        kept=kept,
+        kept_step=state.best_step if kept == "best" and state.best_step is not None else state.step,
+        final=final,
+        threshold=config.threshold,
+    )

@@ -1,0 +1,120 @@
+"""Learning curves as PNG."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from relive.dqn import TrainConfig
+from relive.train.log import read_metrics
+from relive.train.rundir import load_config
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Told apart by colour-blind readers too (Okabe and Ito)."""
+
+SMOOTHING = 0.05
+"""Share of the run over which training returns are averaged."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run, ready to be drawn."""
+
+    label: str
+    config: TrainConfig
+    metrics: dict[str, NDArray[np.float64]]
+
+
+def plot_runs(run_dirs: Sequence[Path], out: Path) -> None:
+    """Draw the learning curves of these runs over one another, one panel an environment.
+
+    Raises:
+        ConfigError: one of them is not a run.
+        OSError: `out` cannot be written.
+    """
+    curves = [Curve(run.resolve().name, load_config(run), read_metrics(run)) for run in run_dirs]
+    names = list(dict.fromkeys(curve.config.env for curve in curves))
+    figure = Figure(figsize=(8, 4.2 * len(names) + 0.3), layout="constrained", dpi=150)
+    panels = figure.subplots(len(names), squeeze=False)[:, 0]
+    for name, axes in zip(names, panels, strict=True):
+        draw(axes, name, [curve for curve in curves if curve.config.env == name])
+    figure.savefig(out, format="png")
+
+
+def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
+    """Draw runs in one environment: greedy evaluations with their spread, training returns smoothed, the threshold."""
+    alone = len(curves) == 1
+    for number, curve in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        _draw_training(axes, curve, colour, "training episodes, smoothed" if alone else None)
+        _draw_evaluations(axes, curve, colour, "greedy evaluation, mean ± std" if alone else curve.label)
+    thresholds = {curve.config.threshold for curve in curves} - {None}
+    for threshold in thresholds:
+        axes.axhline(threshold, color="#444444", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}", zorder=1)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return of an episode")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", fontsize="small")
+
+
+def _draw_evaluations(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    metrics = curve.metrics
+    there = ~np.isnan(metrics["eval_mean"])
+    step, mean, std = (metrics[name][there] for name in ("step", "eval_mean", "eval_std"))
+    # A mean plus its spread can lie beyond any return there is (CartPole never brings more than 500): cut it there.
+    low = np.maximum(mean - std, metrics["eval_min"][there])
+    high = np.minimum(mean + std, metrics["eval_max"][there])
+    axes.fill_between(step, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    axes.plot(step, mean, color=colour, marker="o", markersize=4, linewidth=1.6, label=label, zorder=4)
+
+
+def _draw_training(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
+    metrics = curve.metrics
+    there = ~np.isnan(metrics["return_mean"])
+    if not there.any():
+        return
+    count = np.diff(metrics["episodes"], prepend=0.0)[there]
+    step = metrics["step"][there]
+    axes.plot(
+        step,
+        smooth(step, metrics["return_mean"][there], count, SMOOTHING * curve.config.steps),
+        color=colour,
+        alpha=0.45,
+        linewidth=1,
+        label=label,
+        zorder=3,
+    )
+
+
+def smooth(
+    step: NDArray[np.float64], value: NDArray[np.float64], weight: NDArray[np.float64], width: float
+) -> NDArray[np.float64]:
+    """Weighted mean of the values in the `width` steps up to each step.
+
+    Looks back only: what a curve shows at a step was known at that step.
+
+    Args:
+        step: f64 [N], ascending.
+        value: f64 [N].
+        weight: f64 [N], > 0; how many episodes each value is the mean of.
+        width: in steps.
+
+    Returns:
+        f64 [N].
+    """
+    first = np.searchsorted(step, step - width, side="right")  # i64[N]
+    total = np.concatenate([[0.0], np.cumsum(weight * value)])
+    mass = np.concatenate([[0.0], np.cumsum(weight)])
+    end = np.arange(1, len(step) + 1)
+    smoothed: NDArray[np.float64] = (total[end] - total[first]) / (mass[end] - mass[first])
+    return smoothed

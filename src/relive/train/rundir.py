@@ -1,0 +1,117 @@
+"""A run is a directory: what lies in it, how it is made, how its agent is loaded again."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from relive.dqn import DQN, TrainConfig
+from relive.errors import ConfigError
+from relive.train.environments import make_env
+
+CONFIG = "config.json"
+RESULT = "result.json"
+SUMMARY = "summary.md"
+CURVE = "curve.png"
+WEIGHTS = {"best": "best.pt", "last": "last.pt"}
+
+CONTENTS = {
+    SUMMARY: "what the run was and what it reached",
+    CURVE: "the learning curve",
+    CONFIG: "every setting",
+    RESULT: "the outcome, for programs",
+    "metrics.csv": "one row per 1/200 of the run and per evaluation",
+    "events.out.tfevents.*": "the same for TensorBoard",
+    WEIGHTS["best"]: "weights of the best evaluation",
+    WEIGHTS["last"]: "weights at the end",
+}
+"""File -> what it holds."""
+
+
+def new_run_dir(root: Path, env: str, seed: int) -> Path:
+    """Make the first directory `root/ENV-SEED-001`, `-002`, ... that does not exist yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{seed}"
+    number = 1
+    while True:
+        path = root / f"{stem}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def claim_run_dir(path: Path) -> None:
+    """Make `path`, or take it if it is an empty directory.
+
+    Raises:
+        ConfigError: there is something in it already; a run never writes over another.
+        OSError: it cannot be made or written to.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(
+            f"run directory: expected a new or empty one, got {path} with {len(list(path.iterdir()))} entries. "
+            "Give another with --out, leave --out away, or remove it."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def save_config(run_dir: Path, config: TrainConfig) -> None:
+    """Write config.json."""
+    (run_dir / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_config(run_dir: Path) -> TrainConfig:
+    """Read config.json.
+
+    Raises:
+        ConfigError: there is none, or it is not a TrainConfig.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: expected a run directory with {CONFIG} in it, found none. Give one that `relive train` made.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected JSON, got something else ({error}).") from None
+    return TrainConfig.from_dict(data)
+
+
+def save_weights(run_dir: Path, which: Literal["best", "last"], agent: DQN) -> None:
+    """Write the weights; whoever reads the file meanwhile sees the old ones or the new ones, whole."""
+    path = run_dir / WEIGHTS[which]
+    fresh = path.with_suffix(".new")
+    torch.save(agent.weights(), fresh)
+    os.replace(fresh, path)
+
+
+def load_weights(run_dir: Path, which: Literal["best", "last"]) -> dict[str, torch.Tensor]:
+    """Read the weights. Runs no code that a stranger may have put into the file.
+
+    Raises:
+        ConfigError: the run has none (it was stopped before its first evaluation).
+    """
+    path = run_dir / WEIGHTS[which]
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected weights, found none. A run keeps its best from the first evaluation on, its last at its end.")
+    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def load_agent(run_dir: Path, which: Literal["best", "last"], *, device: str = "cpu") -> DQN:
+    """The agent of a run, as it was when these weights were saved.
+
+    Raises:
+        ConfigError: something of it is missing or damaged.
+    """
+    config = load_config(run_dir)
+    env = make_env(config.env)
+    agent = DQN(env.observation_space, env.action_space, config.agent, seed=config.seed, device=device, stack=config.stack)
+    env.close()
+    agent.load_weights(load_weights(run_dir, which))
+    return agent

@@ -1,0 +1,34 @@
+"""What the step number alone decides: how random the actions are, and how many updates are owed."""
+
+from fractions import Fraction
+
+from relive.dqn import TrainConfig
+
+
+def epsilon_at(config: TrainConfig, step: int) -> float:
+    """Probability of a random action after `step` environment steps.
+
+    1 until learning starts, then a straight line from `epsilon_start` at step 0 to `epsilon_end` at step
+    `epsilon_fraction * steps`, then constant.
+    """
+    if step < config.learning_starts:
+        return 1.0
+    decay = config.epsilon_fraction * config.steps
+    if step >= decay:
+        return config.epsilon_end
+    return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * step / decay
+
+
+def updates_owed(config: TrainConfig, step: int) -> int:
+    """Updates that a run must have made, in all, after `step` environment steps.
+
+    A function of the step alone and computed in integers, so that any replay ratio holds exactly however long the run is,
+    and a resumed run owes what an uninterrupted one does: floor(replay_ratio * s), s the steps since learning started,
+    rounded down to whole rounds of `update_every`.
+    """
+    learned = step - config.learning_starts
+    if learned < 0:
+        return 0
+    learned -= learned % config.update_every
+    ratio = Fraction(str(config.replay_ratio))  # 0.1 is meant as 1/10, not as the nearest binary fraction
+    return learned * ratio.numerator // ratio.denominator

@@ -1,0 +1,120 @@
+"""The outcome of a run: as data, as JSON for programs, as Markdown for people."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from relive.dqn import AgentConfig, TrainConfig
+from relive.train.evaluate import Evaluation
+from relive.train.rundir import CONTENTS, CURVE, RESULT, SUMMARY
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run reached."""
+
+    status: Literal["finished", "stopped early", "interrupted"]
+    """All steps made; an evaluation reached `stop_return`; a signal ended it."""
+    signal: str | None
+    """Name of the signal that ended it."""
+    steps: int
+    updates: int
+    episodes: int
+    seconds: float
+    """Wall time of the training, evaluations on the way included, the final one not."""
+    eval_seconds: float
+    """Wall time of the evaluations on the way."""
+    kept: Literal["best", "last"]
+    """The weights that the run ends with."""
+    kept_step: int
+    """The step they are from."""
+    final: Evaluation | None
+    """Greedy episodes of the kept weights; None if the run was interrupted."""
+    threshold: float | None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the final evaluation reached the threshold; None where there is no threshold or no evaluation."""
+        return None if self.threshold is None or self.final is None else self.final.mean >= self.threshold
+
+
+def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
+    """Write result.json and summary.md."""
+    final = result.final
+    data: dict[str, Any] = {
+        "status": result.status,
+        "signal": result.signal,
+        "steps": result.steps,
+        "updates": result.updates,
+        "episodes": result.episodes,
+        "seconds": round(result.seconds, 3),
+        "eval_seconds": round(result.eval_seconds, 3),
+        "kept": result.kept,
+        "kept_step": result.kept_step,
+        "threshold": result.threshold,
+        "passed": result.passed,
+        "final": None if final is None else {"mean": final.mean, "std": final.std, "returns": final.returns},
+        "versions": versions(),
+    }
+    (run_dir / RESULT).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (run_dir / SUMMARY).write_text(summary(run_dir.resolve().name, config, result), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("relive", "torch", "gymnasium", "numpy")
+    }
+
+
+def summary(name: str, config: TrainConfig, result: Result) -> str:
+    """The run in a page of Markdown."""
+    final = result.final
+    learning = result.seconds - result.eval_seconds
+    lines = [
+        f"# {name}",
+        "",
+        f"DQN on {config.env}, seed {config.seed}: **{headline(result)}**",
+        "",
+        f"![learning curve]({CURVE})",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| ended | {result.status}{f' by {result.signal}' if result.signal else ''} |",
+        f"| environment steps | {result.steps:,} of {config.steps:,} |",
+        f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
+        f"| training episodes | {result.episodes:,} |",
+        f"| training time | {learning:.1f} s, and {result.eval_seconds:.1f} s for the evaluations on the way |",
+        f"| weights kept | {result.kept}, from step {result.kept_step:,} |",
+    ]
+    if final is not None:
+        lines.append(f"| greedy return | {final}, from {min(final.returns):g} to {max(final.returns):g} |")
+        lines.append(f"| episode length | {sum(final.lengths) / len(final.lengths):.1f} steps on average |")
+    lines += ["", "## Settings that are not the defaults", ""]
+    lines += changed_settings(config) or ["None."]
+    lines += ["", "## Files", "", "| file | holds |", "|---|---|"]
+    lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items()]
+    lines += ["", "Made with " + ", ".join(f"{key} {value}" for key, value in versions().items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def headline(result: Result) -> str:
+    """The outcome in one sentence."""
+    if result.final is None:
+        return f"interrupted at step {result.steps:,}; not evaluated."
+    reached = f"greedy return {result.final}"
+    if result.passed is None:
+        return f"{reached}."
+    return f"{reached}: threshold {result.threshold:g} {'reached' if result.passed else 'missed'}."
+
+
+def changed_settings(config: TrainConfig) -> list[str]:
+    """Every setting that differs from a plain TrainConfig, as a Markdown list."""
+    ours, plain = config.to_dict(), TrainConfig(env=config.env).to_dict()
+    agent, plain_agent = ours.pop("agent"), AgentConfig().__dict__
+    changed = {key: value for key, value in ours.items() if value != plain[key]}
+    changed |= {f"agent.{key}": value for key, value in agent.items() if value != plain_agent[key]}
+    return [f"- `{key}` = {value}" for key, value in changed.items()]
