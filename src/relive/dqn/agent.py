@@ -1,29 +1,67 @@
-"""The agent of the DQN family."""
+"""The agent of the DQN family: acts, and learns from batches of a replay buffer."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from gymnasium import Space
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.adam import adam
 
-from relive.batch import Batch
 from relive.dqn.config import AgentConfig
+from relive.dqn.losses import LOSSES, double_value, greedy_value, td_target
+from relive.dqn.networks import QNetwork, network_spec
+from relive.errors import ConfigError
+
+
+class TorchBatch(Protocol):
+    """What `update` reads: a batch of `buffer.sample(n, output="torch")`. Where it has `weight` [B], that is read too."""
+
+    @property
+    def obs(self) -> Tensor:
+        """[B, *shape]."""
+
+    @property
+    def action(self) -> Tensor:
+        """[B], as the environment numbers them."""
+
+    @property
+    def reward(self) -> Tensor:
+        """f32[B], the n-step sum."""
+
+    @property
+    def next_obs(self) -> Tensor:
+        """[B, *shape]."""
+
+    @property
+    def discount(self) -> Tensor:
+        """f32[B], gamma^m * (1 - terminated)."""
 
 
 class Update(NamedTuple):
-    """What one update tells. Tensors on the agent's device; reading a number from them waits for the device."""
+    """What one update tells, as tensors on the agent's device: reading a number from them waits for the device."""
 
-    loss: torch.Tensor
-    """float32 []: the mean loss."""
-    abs_td: torch.Tensor
-    """float32 [B]: |delta| of each transition."""
-    q_mean: torch.Tensor
-    """float32 []: mean of Q(s, a) over the batch."""
+    loss: Tensor
+    """f32[], the mean loss."""
+    abs_td: Tensor
+    """f32[B], |delta| of each transition."""
+    q_mean: Tensor
+    """f32[], the mean of Q(s, a) over the batch."""
 
 
 class DQN:
-    """DQN and its options (signatures first; the body lands with the next commit)."""
+    """Deep Q-learning and its options: double, dueling, n-step, squared or Huber loss, periodic or soft target.
+
+        minimise  mean of  weight * loss(delta),   delta = Q(s, a) - (reward + discount * Q'(s', a'))
+
+    n-step returns live in the buffer's view (`Transitions(n, gamma)`), not here: `discount` carries them. Exploration draws
+    from a generator of the agent's own; no global state of NumPy or PyTorch is read or touched.
+
+    Papers: Mnih et al. 2015; van Hasselt et al. 2016; Wang et al. 2016; Hessel et al. 2018; Kingma & Ba 2015 (Adam).
+    """
 
     def __init__(
         self,
@@ -34,25 +72,167 @@ class DQN:
         seed: int,
         device: str = "cpu",
         stack: int = 1,
-    ) -> None: ...
+    ) -> None:
+        """Build the networks for these spaces.
+
+        Args:
+            observation_space: of one environment, without a stack axis.
+            action_space: of one environment; Discrete.
+            config: the options.
+            seed: of the initial parameters and of exploration.
+            device: where the networks are.
+            stack: observations stacked by the buffer's view (`Transitions(stack=...)`).
+
+        Raises:
+            ConfigError: spaces that no network serves.
+        """
+        self.config = config
+        self.device = torch.device(device)
+        self.num_updates = 0
+        spec = network_spec(observation_space, action_space, config, stack)
+        assert isinstance(action_space, Discrete)  # network_spec refused all others
+        self._num_actions = int(action_space.n)
+        self._first_action = int(action_space.start)
+        init_seed, explore_seed = np.random.SeedSequence(seed).spawn(2)
+        generator = torch.Generator().manual_seed(int(init_seed.generate_state(1)[0]))
+        self._rng = np.random.default_rng(explore_seed)
+        self._online = QNetwork(spec, generator, self.device)
+        self._target = QNetwork(spec, generator, self.device)
+        self._target.params.copy_(self._online.params)
+        self._moment1 = torch.zeros_like(self._online.params)
+        self._moment2 = torch.zeros_like(self._online.params)
+        self._adam_step = torch.zeros((), device=self.device)
 
     def act(self, obs: NDArray[Any], epsilon: float) -> NDArray[np.int64]:
-        """Actions int64 [B], as the environment numbers them, for observations with a leading axis."""
+        """Choose an action for each observation: greedy, or uniformly random with probability epsilon.
 
-    def update(self, batch: Batch) -> Update:
-        """One gradient step on a torch batch (obs, action, reward, next_obs, discount; weight if it has one)."""
+        Args:
+            obs: [B, (stack,) *frame].
+            epsilon: in [0, 1].
+
+        Returns:
+            int64 [B], as the environment numbers them.
+        """
+        explore = self._rng.random(len(obs)) < epsilon  # bool[B]
+        actions = self._rng.integers(self._num_actions, size=len(obs))  # i64[B]
+        if not explore.all():
+            greedy = self._online(self._tensor(obs)).argmax(1).cpu().numpy()
+            actions = np.where(explore, actions, greedy)
+        return actions + self._first_action
 
     def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Q float32 [B, A]."""
+        """Q f32[B, A] of the online network for observations [B, (stack,) *frame]."""
+        values: NDArray[np.float32] = self._online(self._tensor(obs)).cpu().numpy()
+        return values
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Named tensors of the online network (a copy), for torch.save and load with weights_only=True."""
+    def update(self, batch: TorchBatch) -> Update:
+        """Take one gradient step on a batch, and move the target network when it is due.
 
-    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take these weights, for the online and the target network."""
+        Cost: on a CPU at 4-256-256-2 and 64 transitions about 0.6 ms; waits for no device.
+        """
+        online, config = self._online, self.config
+        next_q = self._target(batch.next_obs)  # f32[B, A]
+        next_value = double_value(next_q, online(batch.next_obs)) if config.double else greedy_value(next_q)
+        q, tape = online.forward(batch.obs)  # f32[B, A]
+        action = (batch.action.long() - self._first_action).unsqueeze(1)  # i64[B, 1]
+        taken = q.gather(1, action).squeeze(1)  # f32[B]
+        delta = taken - td_target(batch.reward, batch.discount, next_value)  # f32[B]
+        loss, slope = LOSSES[config.loss](delta)
+        weight: Tensor | None = getattr(batch, "weight", None)
+        if weight is not None:
+            loss, slope = loss * weight, slope * weight
+        grad_q = torch.zeros_like(q).scatter_(1, action, (slope / len(slope)).unsqueeze(1))
+        online.backward(tape, grad_q)
+        self._step()
+        return Update(loss.mean(), delta.abs(), taken.mean())
+
+    def _step(self) -> None:
+        """Clip the gradient, step Adam, move the target."""
+        config, params, gradient = self.config, self._online.params, self._online.gradient
+        if config.max_grad_norm is not None:
+            norm = torch.dot(gradient, gradient).sqrt()
+            gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
+        # The functional form: the optimiser class spends as long on its hooks as on the arithmetic.
+        adam(
+            [params],
+            [gradient],
+            [self._moment1],
+            [self._moment2],
+            [],
+            [self._adam_step],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=config.learning_rate,
+            weight_decay=0.0,
+            eps=config.adam_eps,
+            maximize=False,
+        )
+        self.num_updates += 1
+        if config.target == "soft":
+            self._target.params.lerp_(params, config.tau)
+        elif self.num_updates % config.target_every == 0:
+            self._target.params.copy_(params)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The online network's parameters by name, copied to the CPU: `torch.save` them, load with `weights_only=True`."""
+        return _copies(self._online)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these parameters, for the online and the target network.
+
+        Raises:
+            ConfigError: names or shapes of another network. Nothing was changed.
+        """
+        self._check(weights)
+        _load(self._online, weights)
+        _load(self._target, weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact resume needs; torch.save-able, loadable with weights_only=True."""
+        """Everything an exact continuation needs, as tensors and plain values; loads with `weights_only=True`."""
+        return {
+            "online": _copies(self._online),
+            "target": _copies(self._target),
+            "moment1": self._moment1.cpu().clone(),
+            "moment2": self._moment2.cpu().clone(),
+            "adam_step": self._adam_step.cpu().clone(),
+            "num_updates": self.num_updates,
+            "rng": self._rng.bit_generator.state,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` bit for bit."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`, bit for bit.
+
+        Raises:
+            ConfigError: the state of another network. Nothing was changed.
+        """
+        self._check(state["online"])
+        self._check(state["target"])
+        _load(self._online, state["online"])
+        _load(self._target, state["target"])
+        self._moment1.copy_(state["moment1"])
+        self._moment2.copy_(state["moment2"])
+        self._adam_step.copy_(state["adam_step"])
+        self.num_updates = state["num_updates"]
+        self._rng.bit_generator.state = state["rng"]
+
+    def _check(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuse parameters of another network."""
+        expected = {name: tuple(tensor.shape) for name, tensor in self._online.named.items()}
+        got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if got != expected:
+            raise ConfigError(f"weights: expected {expected}, got {got}. Build the agent with the config of its run.")
+
+    def _tensor(self, obs: NDArray[Any]) -> Tensor:
+        """`obs` on the device; copied first only where PyTorch could not share it."""
+        return torch.from_numpy(np.require(obs, requirements=["C", "W"])).to(self.device)
+
+
+def _copies(network: QNetwork) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.named.items()}
+
+
+def _load(network: QNetwork, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in network.named.items():
+        tensor.copy_(weights[name])

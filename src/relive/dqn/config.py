@@ -79,7 +79,12 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        _require(self.network in ("auto", "mlp", "nature", "minatar"), "network", "auto, mlp, nature or minatar", self.network)
+        _require(
+            self.network in ("auto", "mlp", "nature", "minatar"),
+            "network",
+            "auto, mlp, nature or minatar",
+            self.network,
+        )
         if self.hidden is not None:
             _require(len(self.hidden) > 0, "hidden", "at least one width, or None", self.hidden)
             for width in self.hidden:

@@ -1,0 +1,112 @@
+// Which transitions are live, and where episodes begin and end: the one owner of "is this id valid for this window".
+// Also the addresses of things in the arena. Reads and writes a few words; holds no state of its own.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "layout.hpp"
+
+namespace relive {
+
+// A live transition, found.
+struct Anchor {
+  int64_t id;
+  uint64_t row;        // in the arena, over all lanes
+  uint64_t lane_base;  // first row of its lane
+  uint64_t head_row;   // open row of its lane
+};
+
+// The arena with names. Trivially cheap to copy; the layout must outlive it.
+class Arena {
+ public:
+  Arena(char* base, const Layout& layout) : base_(base), layout_(&layout) {}
+
+  const Layout& layout() const { return *layout_; }
+  char* at(uint64_t offset) const { return base_ + offset; }
+  Header& header() const { return *reinterpret_cast<Header*>(base_); }
+  LaneHeader& lane(uint64_t lane) const {
+    return *reinterpret_cast<LaneHeader*>(base_ + layout_->lanes_base + lane * sizeof(LaneHeader));
+  }
+
+  char* record(uint64_t row) const { return base_ + layout_->records_base + row * layout_->record_bytes; }
+  Words& words(uint64_t row) const { return *reinterpret_cast<Words*>(record(row) + layout_->words_offset); }
+  uint32_t& start(uint64_t row) const { return *reinterpret_cast<uint32_t*>(record(row) + layout_->start_offset); }
+
+  char* value(const Leaf& leaf, uint64_t row) const {
+    return leaf.packed ? record(row) + leaf.offset : base_ + leaf.base + row * leaf.bytes;
+  }
+  char* final(const Leaf& leaf, uint64_t slot) const {  // slot over all lanes
+    return leaf.packed ? base_ + layout_->finals_base + slot * layout_->final_bytes + leaf.offset
+                       : base_ + leaf.final_base + slot * leaf.bytes;
+  }
+  char* prefix(const Leaf& leaf, uint64_t slot, uint64_t frame) const {
+    return base_ + leaf.prefix_base + (slot * (layout_->spec.stacked - 1) + frame) * leaf.bytes;
+  }
+
+  uint64_t after(uint64_t row, uint64_t lane_base) const {
+    return row + 1 == lane_base + layout_->rows ? lane_base : row + 1;
+  }
+  uint64_t before(uint64_t row, uint64_t lane_base, uint64_t steps) const {  // steps < rows
+    return row - lane_base >= steps ? row - steps : row + layout_->rows - steps;
+  }
+
+  // The frame `back` steps before the one of `row`, whose position in its episode is `at`; null stands for zeros.
+  // `padding` says what stands before an episode whose observations did not arrive stacked. back < rows.
+  const char* frame(const Leaf& leaf, uint64_t lane_base, uint64_t row, uint32_t at, uint32_t back,
+                    uint32_t padding) const {
+    if (back <= at) return value(leaf, back == 0 ? row : before(row, lane_base, back));
+    const uint64_t first = before(row, lane_base, at);
+    if (layout_->spec.stacked > 1) padding = start(first);
+    if (padding == kPrefixRepeat) return value(leaf, first);
+    if (padding == kPrefixZeros) return nullptr;
+    return prefix(leaf, lane_base + padding - kPrefixSlot, layout_->spec.stacked - 1 - (back - at));
+  }
+
+  // The transition at `time` of a lane, which must be live.
+  Anchor anchor(uint64_t lane, const LaneHeader& state, uint64_t time) const {
+    const uint64_t lane_base = lane * layout_->rows;
+    const uint64_t head_row = lane_base + state.head_row;
+    return {static_cast<int64_t>(time * layout_->spec.lanes + lane), before(head_row, lane_base, state.head - time),
+            lane_base, head_row};
+  }
+
+  // The transition with this id, or nothing if it is not live.
+  std::optional<Anchor> find(int64_t id) const {
+    if (id < 0) return std::nullopt;
+    const uint64_t lanes = layout_->spec.lanes;
+    const uint64_t time = static_cast<uint64_t>(id) / lanes;
+    const uint64_t lane = static_cast<uint64_t>(id) - time * lanes;
+    const LaneHeader& state = this->lane(lane);
+    if (time < state.begin || time >= state.head) return std::nullopt;
+    return anchor(lane, state, time);
+  }
+
+ private:
+  char* base_;
+  const Layout* layout_;
+};
+
+inline uint32_t position(const Words& words) { return words.step & kMaxPosition; }
+
+// True if nothing of the episode follows this transition in the buffer: it ended here, or the lane ends here.
+inline bool is_last(const Words& words, uint64_t next_row, uint64_t head_row) {
+  return words.final != 0 || next_row == head_row;
+}
+
+// Writes the ids of all live transitions, ascending; `ids` has room for header.live of them.
+inline void live_ids(const Arena& arena, int64_t* ids) {
+  const uint64_t lanes = arena.layout().spec.lanes;
+  uint64_t first = UINT64_MAX, last = 0;
+  for (uint64_t lane = 0; lane < lanes; ++lane) {
+    first = std::min(first, arena.lane(lane).begin);
+    last = std::max(last, arena.lane(lane).head);
+  }
+  for (uint64_t time = first; time < last; ++time)
+    for (uint64_t lane = 0; lane < lanes; ++lane)
+      if (time >= arena.lane(lane).begin && time < arena.lane(lane).head)
+        *ids++ = static_cast<int64_t>(time * lanes + lane);
+}
+
+}  // namespace relive

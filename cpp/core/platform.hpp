@@ -1,0 +1,71 @@
+// Everything that depends on the platform: the lock, prefetching, and nothing else.
+#pragma once
+
+#include <errno.h>
+#include <pthread.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace relive {
+
+inline constexpr uint64_t kCacheLine = 64;
+
+// Asks for the cache lines of [address, address + bytes) without waiting for them.
+inline void prefetch(const void* address, uint64_t bytes) {
+  const char* line = static_cast<const char*>(address);
+  for (uint64_t done = 0; done < bytes; done += kCacheLine) __builtin_prefetch(line + done);
+  __builtin_prefetch(line + (bytes ? bytes - 1 : 0));
+}
+
+inline void spin_pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A mutex that lives inside the buffer's memory, so that it means the same in every process that maps it.
+// Process-shared and robust: the death of its holder is reported to the next one instead of locking it out.
+class SharedMutex {
+ public:
+  void init() {
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_init(&mutex_, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+  }
+
+  // True if taken at once or after a short spin: critical sections are mostly shorter than going to sleep.
+  bool try_lock() {
+    for (int attempt = 0; attempt < 64; ++attempt) {
+      if (taken(pthread_mutex_trylock(&mutex_))) return true;
+      spin_pause();
+    }
+    return false;
+  }
+
+  void lock() {
+    if (!taken(pthread_mutex_lock(&mutex_))) throw std::runtime_error("the buffer's lock could not be taken");
+  }
+
+  void unlock() { pthread_mutex_unlock(&mutex_); }
+
+ private:
+  bool taken(int result) {
+    // A holder died inside. Appends publish a transition by its last store, so what is visible is whole.
+    if (result == EOWNERDEAD) return pthread_mutex_consistent(&mutex_) == 0;
+    return result == 0;
+  }
+
+  pthread_mutex_t mutex_;
+};
+
+}  // namespace relive

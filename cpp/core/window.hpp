@@ -1,0 +1,120 @@
+// What an anchor becomes under a view of n-step transitions with frame stacks.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "episodes.hpp"
+#include "gather.hpp"
+
+namespace relive {
+
+// Where a batch goes: one dense array a leaf. Observations have a frame axis where `frames` > 1.
+struct BatchArrays {
+  std::vector<char*> obs, next_obs, rest;
+  float* reward;
+  float* discount;
+  uint8_t* terminated;
+  uint8_t* truncated;
+  int64_t* ids;
+};
+
+// n-step transitions (Sutton 1988; Hessel et al. 2018, section 3): the window of an anchor runs for up to n steps and
+// stops after a termination, a truncation, a discontinuity or the newest transition of its lane.
+class TransitionView {
+ public:
+  TransitionView(const Layout& layout, uint32_t n, double gamma, uint32_t stack, bool pad_with_zeros)
+      : layout_(layout), n_(n), frames_(stack * layout.spec.stacked), padding_(pad_with_zeros ? kPrefixZeros : kPrefixRepeat) {
+    double power = 1.0;
+    for (uint32_t step = 0; step <= n; ++step, power *= gamma) powers_.push_back(power);
+  }
+
+  // Frames of one observation in a batch; 1 also where an observation is no stack.
+  uint32_t frames() const { return frames_; }
+
+  // Assembles the batch. O(count * (n + frames)) record reads. The caller holds the lock.
+  void assemble(const Arena& arena, const Anchor* anchors, uint64_t count, const BatchArrays& out) const {
+    prefetch_block(arena, anchors, std::min(count, kBlock));
+    for (uint64_t first = 0; first < count; first += kBlock) {
+      const uint64_t size = std::min(kBlock, count - first);
+      if (first + size < count)
+        prefetch_block(arena, anchors + first + size, std::min(kBlock, count - first - size));
+      assemble_block(arena, anchors + first, size, first, out);
+    }
+  }
+
+ private:
+  struct Window {
+    uint64_t last;      // row of the last step used
+    uint64_t next;      // row after it
+    uint32_t at, last_at;  // positions in the episode of the first and the last step
+    uint32_t final;     // slot + 1 of the final observation, or 0: next_obs is in the next row
+  };
+
+  void prefetch_block(const Arena& arena, const Anchor* anchors, uint64_t size) const {
+    const uint64_t bytes = std::min<uint64_t>(layout_.record_bytes * n_ + layout_.final_bytes, 16 * kCacheLine);
+    for (uint64_t i = 0; i < size; ++i) prefetch(arena.record(anchors[i].row), bytes);
+  }
+
+  void assemble_block(const Arena& arena, const Anchor* anchors, uint64_t size, uint64_t first,
+                      const BatchArrays& out) const {
+    std::array<Window, kBlock> windows;
+    for (uint64_t i = 0; i < size; ++i) windows[i] = follow(arena, anchors[i], first + i, out);
+    std::array<const char*, kBlock> from;
+    for (size_t leaf = 0; leaf < layout_.rest.size(); ++leaf) {
+      const Leaf& place = layout_.rest[leaf];
+      for (uint64_t i = 0; i < size; ++i) from[i] = arena.value(place, anchors[i].row);
+      copy_values(out.rest[leaf] + first * place.bytes, place.bytes, from.data(), size, place.bytes);
+    }
+    for (size_t leaf = 0; leaf < layout_.obs.size(); ++leaf) {
+      const Leaf& place = layout_.obs[leaf];
+      const uint64_t stride = place.bytes * frames_;
+      for (uint32_t back = 0; back < frames_; ++back) {
+        const uint64_t offset = first * stride + (frames_ - 1 - back) * place.bytes;
+        for (uint64_t i = 0; i < size; ++i)
+          from[i] = arena.frame(place, anchors[i].lane_base, anchors[i].row, windows[i].at, back, padding_);
+        copy_values(out.obs[leaf] + offset, stride, from.data(), size, place.bytes);
+        for (uint64_t i = 0; i < size; ++i) from[i] = next_frame(arena, place, anchors[i], windows[i], back);
+        copy_values(out.next_obs[leaf] + offset, stride, from.data(), size, place.bytes);
+      }
+    }
+  }
+
+  // Walks the window of an anchor and writes what is a number: reward, discount, flags, id.
+  Window follow(const Arena& arena, const Anchor& anchor, uint64_t i, const BatchArrays& out) const {
+    uint64_t row = anchor.row, next = arena.after(row, anchor.lane_base);
+    Words words = arena.words(row);
+    const uint32_t at = position(words);
+    double reward = words.reward;
+    uint32_t steps = 1;
+    for (; steps < n_ && !is_last(words, next, anchor.head_row); ++steps) {
+      row = next;
+      next = arena.after(row, anchor.lane_base);
+      words = arena.words(row);
+      reward += powers_[steps] * words.reward;
+    }
+    const bool terminated = words.step & kTerminated;
+    out.reward[i] = static_cast<float>(reward);
+    out.discount[i] = terminated ? 0.0f : static_cast<float>(powers_[steps]);
+    out.terminated[i] = terminated;
+    out.truncated[i] = (words.step & kTruncated) != 0;
+    out.ids[i] = anchor.id;
+    return {row, next, at, position(words), words.final};
+  }
+
+  const char* next_frame(const Arena& arena, const Leaf& leaf, const Anchor& anchor, const Window& window,
+                         uint32_t back) const {
+    if (back > 0) return arena.frame(leaf, anchor.lane_base, window.last, window.last_at, back - 1, padding_);
+    if (window.final == 0) return arena.value(leaf, window.next);
+    return arena.final(leaf, anchor.lane_base + window.final - 1);
+  }
+
+  const Layout& layout_;
+  uint32_t n_, frames_;
+  uint32_t padding_;
+  std::vector<double> powers_;  // of gamma
+};
+
+}  // namespace relive

@@ -1,0 +1,72 @@
+"""A run on the screen: a bar in a terminal, lines anywhere else."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+import relive.train
+
+LINE_SECONDS = 30.0
+"""Wall time between two lines where there is no terminal, if no evaluation comes first."""
+
+Report = Callable[[relive.train.Progress], None]
+
+
+@contextmanager
+def spectator(steps: int) -> Iterator[Report]:
+    """What to give to `train` as `report`: a bar if stdout is a terminal, else a line an evaluation."""
+    console = Console()
+    if console.is_terminal:
+        with _bar(console, steps) as report:
+            yield report
+    else:
+        yield _lines()
+
+
+@contextmanager
+def _bar(console: Console, steps: int) -> Iterator[Report]:
+    columns = (BarColumn(bar_width=16), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+    # Drawn when the loop reports, not by a thread of its own that would take the interpreter from the loop.
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        task = progress.add_task("", total=steps, text="")
+
+        def report(now: relive.train.Progress) -> None:
+            if now.evaluation is not None:
+                progress.console.print(f"step {now.step:>9,}   greedy return {now.evaluation}", highlight=False)
+            progress.update(task, completed=now.step, text=_text(now))
+            progress.refresh()
+
+        yield report
+
+
+def _lines() -> Report:
+    written = time.monotonic()
+
+    def report(now: relive.train.Progress) -> None:
+        nonlocal written
+        if now.evaluation is None and time.monotonic() - written < LINE_SECONDS:
+            return
+        written = time.monotonic()
+        greedy = "" if now.evaluation is None else f"  greedy return {now.evaluation}"
+        sys.stdout.write(f"{_text(now)}{greedy}\n")
+        sys.stdout.flush()
+
+    return report
+
+
+def _text(now: relive.train.Progress) -> str:
+    left = timedelta(seconds=math.ceil((now.steps - now.step) / max(now.steps_per_second, 1e-9)))
+    return (
+        f"{now.step:,}/{now.steps:,}  return {_number(now.return_mean)}  loss {_number(now.loss)}  "
+        f"{now.steps_per_second:,.0f} steps/s  {left} left"
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"

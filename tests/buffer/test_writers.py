@@ -1,0 +1,386 @@
+"""Writers against real Gymnasium environments: every true transition, once, whole - and nothing else.
+
+The environments here play a fixed script and write down what happens to them, below any vectorisation: those notes are the
+truth, whatever the autoreset mode makes of them. Observations encode (environment, episode, step), so a transition that
+joins two episodes, a lost final observation or a row stored twice cannot look right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation
+
+import relive
+from model.compare import assert_same
+from model.reference import Model, Row, View, leaves, map_tree
+
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+ENDS = ["terminated", "truncated", "both"]
+
+
+class Scripted(gymnasium.Env[Any, Any]):
+    """Episode e of environment i lasts `lengths[e]` steps and ends by each flag in turn."""
+
+    def __init__(self, index: int, lengths: list[int], form: str = "box", reuse: bool = False) -> None:
+        self.index, self.lengths, self.form, self.reuse = index, lengths, form, reuse
+        box = spaces.Box(0, 1_000, (3,), np.float32)
+        self.observation_space = {
+            "box": box,
+            "dict": spaces.Dict({"place": box, "step": spaces.Discrete(1_000)}),
+            "tuple": spaces.Tuple((box, spaces.Box(0, 255, (2, 2), np.uint8))),
+        }[form]
+        self.action_space = spaces.Discrete(5)
+        self.episode, self.steps = -1, 0
+        self.memory = np.zeros(3, np.float32)
+        self.notes: list[Row] = []
+
+    def observe(self) -> Any:
+        """Where we are, in the form asked for."""
+        place = np.array([self.index, self.episode, self.steps], np.float32)
+        if self.reuse:
+            self.memory[:] = place
+            place = self.memory
+        if self.form == "dict":
+            return {"place": place, "step": np.int64(self.steps)}
+        if self.form == "tuple":
+            return (place, np.full((2, 2), 10 * self.episode + self.steps, np.uint8))
+        return place
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode."""
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return self.observe(), {"reset": self.episode}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Play on and note what happened."""
+        obs = map_tree(np.copy, self.observe())
+        self.steps += 1
+        turn = self.episode % len(self.lengths)
+        end = ENDS[(self.episode + self.index) % 3] if self.steps == self.lengths[turn] else ""
+        reward = float(self.index + 2 * self.steps + int(action))
+        fields = {"terminated": end in ("terminated", "both"), "truncated": end in ("truncated", "both")}
+        after = self.observe()
+        self.notes.append(
+            {"obs": obs, "action": np.int64(action), "reward": reward, "next_obs": map_tree(np.copy, after), **fields}
+        )
+        return after, reward, *fields.values(), {"note": len(self.notes)}
+
+
+LENGTHS = [[3, 1, 4], [2, 2, 5], [3, 1, 4]]  # lanes 0 and 2 end together, lane 1 sometimes with them
+
+
+def play(envs: Any, writer: Any, steps: int, mode: AutoresetMode, seed: int = 0) -> list[list[int]]:
+    """Drive a vector environment as its mode asks, and return the ids of every step."""
+    rng = np.random.default_rng(seed)
+    obs, _ = envs.reset(seed=seed)
+    writer.reset(obs)
+    ids = []
+    for _ in range(steps):
+        action = rng.integers(envs.single_action_space.n, size=envs.num_envs)
+        obs, reward, terminated, truncated, info = envs.step(action)
+        ids.append(writer.step(action, obs, reward, terminated, truncated, info).tolist())
+        ended = terminated | truncated
+        if mode is AutoresetMode.DISABLED and ended.any():
+            obs, _ = envs.reset(options={"reset_mask": ended.copy()})
+            writer.reset(obs, mask=ended)
+    return ids
+
+
+def truth(notes: list[list[Row]], capacity: int) -> Model:
+    """A model that was told what every environment noted."""
+    model = Model(capacity, len(notes))
+    for lane, rows in enumerate(notes):
+        for row in rows:
+            model.push(**row, lane=lane)
+    return model
+
+
+def buffer_for(envs: Any, capacity: int, view: View) -> relive.ReplayBuffer:
+    return relive.ReplayBuffer(
+        capacity,
+        relive.Schema.from_env(envs),
+        view=relive.Transitions(view.n, view.gamma, view.stack, view.padding),
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("form", ["box", "dict", "tuple"])
+@pytest.mark.parametrize("copy", [True, False], ids=["copies", "in place"])
+@pytest.mark.parametrize("capacity", [300, 12], ids=["all live", "wrapped"])
+def test_vector_environment_stores_the_truth(mode, form, copy, capacity):
+    """With `copy=False` Gymnasium hands out the same arrays every step and overwrites them in place."""
+    envs = SyncVectorEnv(
+        [lambda i=i: Scripted(i, lengths, form) for i, lengths in enumerate(LENGTHS)], copy=copy, autoreset_mode=mode
+    )
+    for view in (View(), View(n=3, stack=4)):
+        buffer = buffer_for(envs, capacity, view)
+        for env in envs.envs:
+            env.episode, env.notes = -1, []
+        ids = play(envs, buffer.writer(envs), 40, mode)
+        notes = [env.notes for env in envs.envs]
+        assert_same(buffer, truth(notes, capacity), view)
+        for lane, rows in enumerate(notes):
+            assert [step[lane] for step in ids if step[lane] >= 0] == [3 * t + lane for t in range(len(rows))]
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_resets_are_not_stored(mode):
+    """NEXT_STEP spends one step on each reset and stores none of them: its ids are -1 there. The others never say -1."""
+    envs = SyncVectorEnv([lambda: Scripted(0, [2]), lambda: Scripted(1, [3])], autoreset_mode=mode)
+    buffer = buffer_for(envs, 100, View())
+    ids = np.array(play(envs, buffer.writer(envs), 8, mode))
+    if mode is AutoresetMode.NEXT_STEP:
+        assert (ids[:, 0] < 0).tolist() == [False, False, True, False, False, True, False, False]
+        assert (ids[:, 1] < 0).tolist() == [False, False, False, True, False, False, False, True]
+    else:
+        assert (ids >= 0).all()
+    assert len(buffer) == int((ids >= 0).sum())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_environments_that_reuse_their_own_memory(mode):
+    """The environment returns one array for ever; Gymnasium copies it, except as SAME_STEP's final observation."""
+    if mode is AutoresetMode.SAME_STEP:
+        pytest.skip("Gymnasium itself loses the final observation of such an environment")
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2, 3], reuse=True) for i in range(2)], copy=False, autoreset_mode=mode)
+    buffer = buffer_for(envs, 100, View(n=3))
+    play(envs, buffer.writer(envs), 25, mode)
+    assert_same(buffer, truth([env.notes for env in envs.envs], 100), View(n=3))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_asynchronous_environments(mode):
+    """Shared memory written by other processes; the script is replayed here for the truth."""
+    makers = [lambda i=i: Scripted(i, LENGTHS[i], "dict") for i in range(2)]
+    envs = AsyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    try:
+        buffer = buffer_for(envs, 100, View(n=3, stack=4))
+        play(envs, buffer.writer(envs), 20, mode)
+    finally:
+        envs.close()
+    replay = SyncVectorEnv(makers, autoreset_mode=mode)
+    play(replay, relive.ReplayBuffer(100, relive.Schema.from_env(replay), seed=0).writer(replay), 20, mode)
+    assert_same(buffer, truth([env.notes for env in replay.envs], 100), View(n=3, stack=4))
+
+
+def single(env: Any, buffer: relive.ReplayBuffer, steps: int) -> list[int]:
+    """Drive one environment that is not vectorised."""
+    writer = buffer.writer(env)
+    obs, _ = env.reset(seed=0)
+    writer.reset(obs)
+    ids = []
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        action = int(rng.integers(env.action_space.n))
+        obs, reward, terminated, truncated, info = env.step(action)
+        ids.append(writer.step(action, obs, reward, terminated, truncated, info))
+        if terminated or truncated:
+            obs, _ = env.reset()
+            writer.reset(obs)
+    return ids
+
+
+@pytest.mark.parametrize("form", ["box", "dict", "tuple"])
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_single_environment(form, reuse):
+    env = Scripted(0, [3, 1, 4], form, reuse)
+    buffer = buffer_for(env, 20, View(n=3, stack=4))
+    ids = single(env, buffer, 30)
+    assert [int(np.asarray(identity).item()) for identity in ids] == list(range(30))
+    assert_same(buffer, truth([env.notes], 20), View(n=3, stack=4))
+
+
+@pytest.mark.parametrize(("padding", "option"), [("repeat", "reset"), ("zeros", "zero")])
+def test_stacks_are_those_of_gymnasium(padding, option):
+    """Single frames stacked when read equal the frames that FrameStackObservation stacks when played."""
+    plain = buffer_for(Scripted(0, [3, 1, 6]), 64, View(stack=4, padding=padding))
+    single(Scripted(0, [3, 1, 6]), plain, 40)
+    wrapped = FrameStackObservation(Scripted(0, [3, 1, 6]), 4, padding_type=option)
+    whole = relive.ReplayBuffer(64, relive.Schema.from_env(wrapped), seed=0)
+    rolled = relive.ReplayBuffer(64, relive.Schema.from_env(wrapped, stacked=4), seed=0)
+    single(wrapped, whole, 40)
+    wrapped.unwrapped.episode = -1
+    single(wrapped, rolled, 40)
+    expected = whole.get(whole.ids)
+    for buffer in (plain, rolled):
+        batch = buffer.get(buffer.ids)
+        assert np.array_equal(batch.obs, expected.obs)
+        assert np.array_equal(batch.next_obs, expected.next_obs)
+        assert np.array_equal(batch.terminated, expected.terminated)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_cartpole_follows_its_own_dynamics(mode):
+    """Every stored step, played again from its obs by the environment's own equations, arrives at its next_obs."""
+    envs = gymnasium.make_vec(
+        "CartPole-v1", num_envs=4, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
+    )
+    buffer = buffer_for(envs, 4 * 80, View())
+    play(envs, buffer.writer(envs), 90, mode)
+    batch = buffer.get(buffer.ids)
+    assert len(buffer) == 4 * 80
+    assert batch.terminated.any()
+    pole = gymnasium.make("CartPole-v1").unwrapped
+    pole.reset()
+    for obs, action, after, terminated in zip(
+        batch.obs.astype(np.float64), batch.action, batch.next_obs, batch.terminated, strict=True
+    ):
+        pole.state, pole.steps_beyond_terminated = obs, None
+        expected, _, over, _, _ = pole.step(action)
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
+        assert abs(after[2]) < pole.theta_threshold_radians + 1e-4 or terminated
+        assert over == terminated or abs(abs(after[2]) - pole.theta_threshold_radians) < 1e-4
+    envs.close()
+
+
+def test_gymnasiums_own_vectorised_cartpole():
+    """Its truth from outside: a step is a transition unless the step before it ended the episode."""
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=5, vectorization_mode="vector_entry_point", max_episode_steps=12)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    view = View(n=3)
+    buffer, model = buffer_for(envs, 5 * 40, view), Model(5 * 40, 5)
+    writer = buffer.writer(envs)
+    rng = np.random.default_rng(3)
+    before, _ = envs.reset(seed=3)
+    writer.reset(before)
+    over = np.zeros(5, bool)
+    for _ in range(60):
+        action = rng.integers(2, size=5)
+        obs, reward, terminated, truncated, info = envs.step(action)
+        ids = writer.step(action, obs, reward, terminated, truncated, info)
+        for lane in range(5):
+            if over[lane]:
+                assert ids[lane] == -1
+                continue
+            flags = bool(terminated[lane]), bool(truncated[lane])
+            assert ids[lane] == model.push(
+                before[lane], action[lane], reward[lane], flags[0], obs[lane], truncated=flags[1], lane=lane
+            )
+        before, over = obs.copy(), terminated | truncated
+    kept = buffer.get(buffer.ids)
+    assert kept.terminated.any()
+    assert kept.truncated.any()
+    assert_same(buffer, model, view)
+    envs.close()
+
+
+def test_a_buffer_without_a_schema_takes_it_from_the_environment():
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2, 3], "dict") for i in range(3)])
+    buffer = relive.ReplayBuffer(30, lanes=3, seed=0)
+    play(envs, buffer.writer(envs), 15, AutoresetMode.NEXT_STEP)
+    assert_same(buffer, truth([env.notes for env in envs.envs], 30), View(gamma=0.99))
+    assert list(leaves(buffer.schema.obs)) == list(leaves(relive.Schema.from_env(envs).obs))
+
+
+# Misuse: the protocol has an order.
+
+
+def vector(mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> tuple[SyncVectorEnv, relive.ReplayBuffer]:
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2]) for i in range(2)], autoreset_mode=mode)
+    return envs, buffer_for(envs, 20, View())
+
+
+def stepped(envs: SyncVectorEnv) -> tuple[Any, ...]:
+    action = np.zeros(2, np.int64)
+    return action, *envs.step(action)
+
+
+def test_a_step_before_the_reset_is_refused():
+    envs, buffer = vector()
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset()
+    with pytest.raises(relive.ProtocolError, match="reset") as raised:
+        writer.step(*stepped(envs))
+    assert isinstance(raised.value, RuntimeError)
+    assert len(buffer) == 0
+    with pytest.raises(relive.ProtocolError, match="reset"):
+        writer.reset(obs, mask=np.array([True, False]))  # lane 1 was never reset
+        writer.step(*stepped(envs))
+    assert len(buffer) == 0
+
+
+def test_a_step_after_the_end_without_a_reset_is_refused():
+    envs, buffer = vector(AutoresetMode.DISABLED)
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    writer.step(*stepped(envs))
+    writer.step(*stepped(envs))  # both end
+    quiet = (np.zeros(2, np.int64), obs, np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {})
+    with pytest.raises(relive.ProtocolError, match="reset"):
+        writer.step(*quiet)
+    obs, _ = envs.reset(options={"reset_mask": np.array([True, False])})
+    writer.reset(obs, mask=np.array([True, False]))
+    with pytest.raises(relive.ProtocolError, match="reset"):
+        writer.step(*quiet)
+    assert len(buffer) == 4
+
+    env = Scripted(0, [1])
+    buffer = buffer_for(env, 20, View())
+    writer = buffer.writer(env)
+    obs, _ = env.reset()
+    writer.reset(obs)
+    writer.step(0, *env.step(0))
+    with pytest.raises(relive.ProtocolError, match="reset"):
+        writer.step(0, obs, 0.0, False, False, {})
+    assert len(buffer) == 1
+
+
+def test_an_end_without_its_final_observation_is_refused():
+    envs, buffer = vector(AutoresetMode.SAME_STEP)
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    writer.step(*stepped(envs))
+    action, obs, reward, terminated, truncated, info = stepped(envs)
+    with pytest.raises(relive.ReplayError, match="final_obs"):
+        writer.step(action, obs, reward, terminated, truncated, {})
+    assert len(buffer) == 2
+    writer.step(action, obs, reward, terminated, truncated, info)  # the refused step can be taken again
+    assert len(buffer) == 4
+    assert buffer.get(np.array([2])).next_obs.tolist() == [[0, 0, 2]]
+
+
+def test_a_refused_step_can_be_repeated():
+    """The writer moves on only when the buffer took the transition."""
+    envs, buffer = vector()
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    action, after, reward, terminated, truncated, info = stepped(envs)
+    for wrong in ((np.full(2, 7), after), (action, after[:, :2]), (action, after.astype(np.float64))):
+        with pytest.raises(relive.SchemaError):
+            writer.step(*wrong, reward, terminated, truncated, info)
+    assert len(buffer) == 0
+    assert writer.step(action, after, reward, terminated, truncated, info).tolist() == [0, 1]
+    for _ in range(3):
+        writer.step(*stepped(envs))
+    assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
+
+
+def test_an_abandoned_episode_ends_where_it_was_left():
+    """A reset in the middle of an episode: no window may pass it, nothing joins the two."""
+    envs, buffer = vector()
+    writer = buffer.writer(envs)
+    for _ in range(3):
+        obs, _ = envs.reset()
+        writer.reset(obs)
+        writer.step(*stepped(envs))
+    assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
+
+
+def test_lanes_must_be_as_many_as_environments():
+    envs, _ = vector()
+    with pytest.raises(relive.ReplayError, match="lanes"):
+        relive.ReplayBuffer(30, relive.Schema.from_env(envs), lanes=3).writer(envs)
+    with pytest.raises(relive.ConfigError, match="lanes"):
+        relive.ReplayBuffer(30, lanes=3).writer(envs)
