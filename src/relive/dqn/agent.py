@@ -1,7 +1,8 @@
 """The agent of the DQN family: acts, and learns from batches of a replay buffer."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from relive.errors import ConfigError
 
 
 class TorchBatch(Protocol):
-    """What `update` reads: a batch of `buffer.sample(n, output="torch")`. Where it has `weight` [B], that is read too."""
+    """What `update` reads: a batch of `buffer.sample(n, output="torch")`; also its `weight` [B], where it has one."""
 
     @property
     def obs(self) -> Tensor:
@@ -41,15 +42,34 @@ class TorchBatch(Protocol):
         """f32[B], gamma^m * (1 - terminated)."""
 
 
-class Update(NamedTuple):
-    """What one update tells, as tensors on the agent's device: reading a number from them waits for the device."""
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update tells, on the agent's device. Figures are computed when asked for: most updates are not logged."""
 
-    loss: Tensor
-    """f32[], the mean loss."""
-    abs_td: Tensor
-    """f32[B], |delta| of each transition."""
-    q_mean: Tensor
-    """f32[], the mean of Q(s, a) over the batch."""
+    q: Tensor
+    """f32[B], Q(s, a) before the step."""
+    delta: Tensor
+    """f32[B], Q(s, a) - target."""
+    losses: Callable[[Tensor], Tensor]
+    """The loss per transition as a function of delta."""
+    weight: Tensor | None
+    """f32[B], what multiplied the losses; None for all ones."""
+
+    @property
+    def loss(self) -> Tensor:
+        """f32[], the mean loss."""
+        losses = self.losses(self.delta)
+        return (losses if self.weight is None else losses * self.weight).mean()
+
+    @property
+    def abs_td(self) -> Tensor:
+        """f32[B], |delta| of each transition."""
+        return self.delta.abs()
+
+    @property
+    def q_mean(self) -> Tensor:
+        """f32[], the mean of Q(s, a)."""
+        return self.q.mean()
 
 
 class DQN:
@@ -57,8 +77,8 @@ class DQN:
 
         minimise  mean of  weight * loss(delta),   delta = Q(s, a) - (reward + discount * Q'(s', a'))
 
-    n-step returns live in the buffer's view (`Transitions(n, gamma)`), not here: `discount` carries them. Exploration draws
-    from a generator of the agent's own; no global state of NumPy or PyTorch is read or touched.
+    n-step returns live in the buffer's view (`Transitions(n, gamma)`), not here: `discount` carries them. Exploration
+    draws from a generator of the agent's own; no global state of NumPy or PyTorch is read or touched.
 
     Papers: Mnih et al. 2015; van Hasselt et al. 2016; Wang et al. 2016; Hessel et al. 2018; Kingma & Ba 2015 (Adam).
     """
@@ -113,12 +133,16 @@ class DQN:
         Returns:
             int64 [B], as the environment numbers them.
         """
-        explore = self._rng.random(len(obs)) < epsilon  # bool[B]
-        actions = self._rng.integers(self._num_actions, size=len(obs))  # i64[B]
+        draws = self._rng.random(
+            (2, len(obs))
+        )  # one call for both decisions: half the cost of acting on a small network
+        explore = draws[0] < epsilon  # bool[B]
+        actions = (draws[1] * self._num_actions).astype(np.int64)  # i64[B]
         if not explore.all():
             greedy = self._online(self._tensor(obs)).argmax(1).cpu().numpy()
             actions = np.where(explore, actions, greedy)
-        return actions + self._first_action
+        chosen: NDArray[np.int64] = actions + self._first_action
+        return chosen
 
     def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q f32[B, A] of the online network for observations [B, (stack,) *frame]."""
@@ -137,21 +161,21 @@ class DQN:
         action = (batch.action.long() - self._first_action).unsqueeze(1)  # i64[B, 1]
         taken = q.gather(1, action).squeeze(1)  # f32[B]
         delta = taken - td_target(batch.reward, batch.discount, next_value)  # f32[B]
-        loss, slope = LOSSES[config.loss](delta)
+        loss = LOSSES[config.loss]
+        slope = loss.slope(delta) / len(delta)
         weight: Tensor | None = getattr(batch, "weight", None)
         if weight is not None:
-            loss, slope = loss * weight, slope * weight
-        grad_q = torch.zeros_like(q).scatter_(1, action, (slope / len(slope)).unsqueeze(1))
-        online.backward(tape, grad_q)
+            slope = slope * weight
+        online.backward(tape, torch.zeros_like(q).scatter_(1, action, slope.unsqueeze(1)))
         self._step()
-        return Update(loss.mean(), delta.abs(), taken.mean())
+        return Update(taken, delta, loss.value, weight)
 
     def _step(self) -> None:
         """Clip the gradient, step Adam, move the target."""
         config, params, gradient = self.config, self._online.params, self._online.gradient
         if config.max_grad_norm is not None:
-            norm = torch.dot(gradient, gradient).sqrt()
-            gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
+            inverse_norm = torch.dot(gradient, gradient).rsqrt_()  # infinite for a zero gradient, which stays zero
+            gradient.mul_(inverse_norm.mul_(config.max_grad_norm).clamp_max_(1.0))
         # The functional form: the optimiser class spends as long on its hooks as on the arithmetic.
         adam(
             [params],
@@ -176,7 +200,7 @@ class DQN:
             self._target.params.copy_(params)
 
     def weights(self) -> dict[str, Tensor]:
-        """The online network's parameters by name, copied to the CPU: `torch.save` them, load with `weights_only=True`."""
+        """The online network's parameters by name, copied to the CPU; they load with `weights_only=True`."""
         return _copies(self._online)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -1,13 +1,13 @@
 """What an agent is and what a run is, as frozen data.
 
-`TrainConfig` is the whole of a run: it is what the command line edits, what a preset is, and what `config.json` in a run's
-directory holds. The docstring below each field is the help text of the command line.
+`TrainConfig` is the whole of a run: it is what the command line edits, what a preset is, and what `config.json` in a
+run's directory holds. The docstring below each field is the help text of the command line.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from relive.errors import ConfigError
 
@@ -49,7 +49,7 @@ class AgentConfig:
     """
 
     network: NetworkName = "auto"
-    """What reads the observation: mlp for vectors, nature for uint8 frames, minatar for small grids; auto chooses by its space."""
+    """What reads the observation: mlp (vectors), nature (frames), minatar (small grids); auto chooses by its shape."""
     hidden: tuple[int, ...] | None = None
     """Widths of the fully connected hidden layers. None: the network's own (mlp 256 256, nature 512, minatar 128)."""
     double: bool = False
@@ -71,7 +71,7 @@ class AgentConfig:
     max_grad_norm: float | None = 10.0
     """Scale the gradient down to this Euclidean norm where it is longer. None: never."""
     target: Literal["periodic", "soft"] = "periodic"
-    """The target network: a copy every `target_every` updates, or moved by `tau` towards the online one at every update."""
+    """The target network: a copy every `target_every` updates, or moved by `tau` to the online one every update."""
     target_every: int = 500
     """Updates between two copies (target=periodic)."""
     tau: float = 0.005
@@ -79,12 +79,8 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        _require(
-            self.network in ("auto", "mlp", "nature", "minatar"),
-            "network",
-            "auto, mlp, nature or minatar",
-            self.network,
-        )
+        networks = get_args(NetworkName)
+        _require(self.network in networks, "network", f"one of {', '.join(networks)}", self.network)
         if self.hidden is not None:
             _require(len(self.hidden) > 0, "hidden", "at least one width, or None", self.hidden)
             for width in self.hidden:

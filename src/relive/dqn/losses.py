@@ -1,15 +1,18 @@
 """Targets and losses of the DQN family, each a line that names its paper.
 
-A loss is a function of the TD error delta = Q(s, a) - target alone and comes with its derivative, which is all that the
-networks' `backward` needs. No function here knows `gamma` or an end of episode: `discount` carries both.
+A loss is a function of the TD error delta = Q(s, a) - target alone and comes with its derivative, which is all that a
+network's `backward` needs. No function here knows `gamma` or an end of episode: `discount` carries both.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 def greedy_value(next_q: Tensor) -> Tensor:
-    """max over a of Q'(s', a): [B, A] -> [B] (Mnih et al. 2015)."""
+    """The largest over a of Q'(s', a): [B, A] -> [B] (Mnih et al. 2015)."""
     return next_q.amax(1)
 
 
@@ -29,22 +32,28 @@ def double_value(next_q: Tensor, chooser_q: Tensor) -> Tensor:
 
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
-    """reward + discount * next_value, [B] each; 0 discount is a termination, gamma^m a window of m steps."""
+    """The target, reward + discount * next_value, [B] each; discount is 0 at a termination, else gamma^steps."""
     return torch.addcmul(reward, discount, next_value)
 
 
-def squared(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """delta^2 / 2, and its derivative delta. [B] -> [B], [B]."""
-    return delta.square() * 0.5, delta
+@dataclass(frozen=True)
+class Loss:
+    """A loss per transition and its derivative, both functions of delta, [B] -> [B]."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
 
 
-def huber(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """delta^2 / 2 where |delta| <= 1, else |delta| - 1/2, and its derivative. [B] -> [B], [B].
+SQUARED = Loss(value=lambda delta: 0.5 * delta.square(), slope=lambda delta: delta)
+"""delta^2 / 2 (Mnih et al. 2015, equation of the loss)."""
 
-    With c = clip(delta, -1, 1) both pieces are c (delta - c / 2), and the derivative is c: "error clipping" of Mnih et al. 2015.
-    """
+
+def _huber(delta: Tensor) -> Tensor:
     clipped = delta.clamp(-1.0, 1.0)
-    return clipped * (delta - 0.5 * clipped), clipped
+    return clipped * (delta - 0.5 * clipped)
 
 
-LOSSES = {"squared": squared, "huber": huber}
+HUBER = Loss(value=_huber, slope=lambda delta: delta.clamp(-1.0, 1.0))
+"""delta^2 / 2 where |delta| <= 1, else |delta| - 1/2: the "error clipping" of Mnih et al. 2015 (Huber 1964)."""
+
+LOSSES = {"squared": SQUARED, "huber": HUBER}

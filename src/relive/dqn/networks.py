@@ -1,11 +1,11 @@
 """Q networks: observations in, one value per action out.
 
-Every network has the same parts: the observation as floats, convolutions where it is an image, fully connected layers, and a
-plain or a dueling head. All parameters are views of one flat vector and all gradients views of another, so that the
-optimiser, clipping and the target network are each one call on one tensor.
+Every network has the same parts: the observation as floats, convolutions where it is an image, fully connected layers,
+and a plain or a dueling head. All parameters are views of one flat vector and all gradients views of another, so that
+the optimiser, clipping and the target network are each one call on one tensor.
 
-The fully connected part carries its own derivative, written out: on small networks autograd's bookkeeping takes longer than
-the matrix products. Convolutions are bound by arithmetic and go through autograd.
+The fully connected part carries its own derivative, written out: on small networks autograd's bookkeeping takes longer
+than the matrix products. Convolutions are bound by arithmetic and go through autograd.
 
 Papers: Mnih et al. 2015 (the Nature network); Young & Tian 2019 (MinAtar, arXiv:1903.03176); Wang et al. 2016 (dueling,
 arXiv:1511.06581).
@@ -93,12 +93,14 @@ def network_spec(
             f"network: expected images of at least {_SMALLEST[name]} x {_SMALLEST[name]} for {name}, got observations "
             f"of shape {frame}. Use network=mlp."
         )
-    frames = isinstance(observation_space, Box) and observation_space.dtype == np.uint8
+    scale = 1.0
+    if isinstance(observation_space, Box) and observation_space.dtype == np.uint8:
+        scale = max(float(np.max(observation_space.high)), 1.0)
     discrete = observation_space if isinstance(observation_space, Discrete) else None
     return NetworkSpec(
         frame=frame,
         stack=stack,
-        scale=max(float(np.max(observation_space.high)), 1.0) if frames else 1.0,
+        scale=scale,
         one_hot=int(discrete.n) if discrete else None,
         first=int(discrete.start) if discrete else 0,
         convs=_CONVS[name],
@@ -163,8 +165,8 @@ def aggregate_backward(grad_q: Tensor) -> tuple[Tensor, Tensor]:
 class QNetwork:
     """The network of a spec, with its derivative.
 
-    A dueling network's last hidden layer is two streams side by side: the value reads its first half, the advantages its
-    second.
+    A dueling network's last hidden layer is two streams side by side: the value reads its first half, the advantages
+    its second.
 
     Attributes:
         params: [P], every parameter.
@@ -301,5 +303,5 @@ def _layout(spec: NetworkSpec) -> list[tuple[str, tuple[int, ...], int]]:
 
 def _views(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     """`flat` cut into tensors of these names and shapes, in their order, sharing its memory."""
-    parts = flat.split([tensor.numel() for tensor in like.values()])
+    parts = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
