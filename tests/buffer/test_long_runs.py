@@ -14,12 +14,10 @@ from model.reference import Model, View
 @pytest.mark.parametrize("kind", ["vector", "frames", "column", "dict", "stacked_column"])
 @pytest.mark.parametrize(("length", "lanes"), [(1, 1), (2, 3), (7, 2), (60, 2), (1_000, 1)])
 def test_a_long_run_with_episodes_of_about(kind, length, lanes):
-    """Episodes of `length` steps on average (1: every transition ends, so every one needs its own final observation)."""
+    """Episodes of `length` steps on average; with 1 every transition ends and needs its own final observation."""
     spec, depth = KINDS[kind], 24
     view = View(n=3, stack=1 if spec.stacked > 1 else 4)
-    buffer = relive.ReplayBuffer(
-        depth * lanes, spec.schema(lanes), view=relive.Transitions(3, 0.5, view.stack), seed=0
-    )
+    buffer = relive.ReplayBuffer(depth * lanes, spec.schema(lanes), view=relive.Transitions(3, 0.5, view.stack), seed=0)
     model = Model(depth * lanes, lanes)
     rng = np.random.default_rng(length * lanes)
     states = [spec.fresh(lane) for lane in range(lanes)]
@@ -41,4 +39,3 @@ def test_a_long_run_with_episodes_of_about(kind, length, lanes):
         states[lane] = spec.fresh(step % 90) if ends else after
         if step % 40 == 39:
             assert_same(buffer, model, view)
-

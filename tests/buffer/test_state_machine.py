@@ -1,7 +1,7 @@
 """Random programs against the specification: whatever is pushed, refused or cleared, the buffer reads like the model.
 
-One program drives several buffers, one a view, and one model. After every step all of them are compared: length, ids, and
-every live transition byte for byte. Capacities are a few transitions a lane, so nearly every step wraps and evicts.
+One program drives several buffers, one a view, and one model. After every step all of them are compared: length, ids,
+and every live transition byte for byte. Capacities are a few transitions a lane, so nearly every step wraps and evicts.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class BufferMachine(RuleBasedStateMachine):
             "terminated": step.end in ("terminated", "both"),
             "next_obs": self.kind.following(obs, step.after),
             "truncated": step.end in ("truncated", "both"),
-            **{
-                name: np.full(field.shape, step.action + 1, field.dtype) for name, field in self.kind.extras.items()
-            },
+            **{name: np.full(field.shape, step.action + 1, field.dtype) for name, field in self.kind.extras.items()},
         }
 
     def newest(self, lane: int) -> Any | None:
@@ -167,13 +165,19 @@ class BufferMachine(RuleBasedStateMachine):
 
     # What is refused; that nothing changed is for the invariant to see.
 
-    @rule(steps=st.lists(STEPS, min_size=3, max_size=3), spoil=st.sampled_from(["action", "shape", "unknown", "priority"]))
+    @rule(
+        steps=st.lists(STEPS, min_size=3, max_size=3), spoil=st.sampled_from(["action", "shape", "unknown", "priority"])
+    )
     def refuse_last_lane(self, steps: list[Step], spoil: str) -> None:
         """A step of every lane of which only the last is bad: no lane is pushed."""
         rows, fields = self.each_lane(steps)
-        self.refuse("push", spoiled(rows, fields, spoil), relive.SchemaError if spoil != "priority" else relive.ReplayError)
+        self.refuse(
+            "push", spoiled(rows, fields, spoil), relive.SchemaError if spoil != "priority" else relive.ReplayError
+        )
 
-    @rule(steps=st.lists(STEPS, min_size=1, max_size=5), lane=LANES, spoil=st.sampled_from(["action", "shape", "unknown"]))
+    @rule(
+        steps=st.lists(STEPS, min_size=1, max_size=5), lane=LANES, spoil=st.sampled_from(["action", "shape", "unknown"])
+    )
     def refuse_last_of_block(self, steps: list[Step], lane: int, spoil: str) -> None:
         """A block of which only the last transition is bad: none is pushed."""
         lane %= self.lanes

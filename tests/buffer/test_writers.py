@@ -1,8 +1,8 @@
 """Writers against real Gymnasium environments: every true transition, once, whole - and nothing else.
 
-The environments here play a fixed script and write down what happens to them, below any vectorisation: those notes are the
-truth, whatever the autoreset mode makes of them. Observations encode (environment, episode, step), so a transition that
-joins two episodes, a lost final observation or a row stored twice cannot look right.
+The environments here play a fixed script and write down what happens to them, below any vectorisation: those notes are
+the truth, whatever the autoreset mode makes of them. Observations encode (environment, episode, step), so a transition
+that joins two episodes, a lost final observation or a row stored twice cannot look right.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ def buffer_for(envs: Any, capacity: int, view: View) -> relive.ReplayBuffer:
 @pytest.mark.parametrize("capacity", [300, 12], ids=["all live", "wrapped"])
 def test_vector_environment_stores_the_truth(mode, form, copy, capacity):
     """With `copy=False` Gymnasium hands out the same arrays every step and overwrites them in place."""
-    envs = SyncVectorEnv(
-        [lambda i=i: Scripted(i, lengths, form) for i, lengths in enumerate(LENGTHS)], copy=copy, autoreset_mode=mode
-    )
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, LENGTHS[i], form) for i in range(3)], copy=copy, autoreset_mode=mode)
     for view in (View(), View(n=3, stack=4)):
         buffer = buffer_for(envs, capacity, view)
         for env in envs.envs:
@@ -134,7 +132,7 @@ def test_vector_environment_stores_the_truth(mode, form, copy, capacity):
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_resets_are_not_stored(mode):
-    """NEXT_STEP spends one step on each reset and stores none of them: its ids are -1 there. The others never say -1."""
+    """NEXT_STEP spends one step on each reset and stores none of them: the id is -1 there, and nowhere else."""
     envs = SyncVectorEnv([lambda: Scripted(0, [2]), lambda: Scripted(1, [3])], autoreset_mode=mode)
     buffer = buffer_for(envs, 100, View())
     ids = np.array(play(envs, buffer.writer(envs), 8, mode))
@@ -151,7 +149,9 @@ def test_environments_that_reuse_their_own_memory(mode):
     """The environment returns one array for ever; Gymnasium copies it, except as SAME_STEP's final observation."""
     if mode is AutoresetMode.SAME_STEP:
         pytest.skip("Gymnasium itself loses the final observation of such an environment")
-    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2, 3], reuse=True) for i in range(2)], copy=False, autoreset_mode=mode)
+    envs = SyncVectorEnv(
+        [lambda i=i: Scripted(i, [2, 3], reuse=True) for i in range(2)], copy=False, autoreset_mode=mode
+    )
     buffer = buffer_for(envs, 100, View(n=3))
     play(envs, buffer.writer(envs), 25, mode)
     assert_same(buffer, truth([env.notes for env in envs.envs], 100), View(n=3))

@@ -24,7 +24,9 @@ def assert_rows(batch: Any, expected: Sequence[Row]) -> None:
         for place, (g, w) in enumerate(zip(got, want, strict=True)):
             where = f"{name}, leaf {place}"
             assert isinstance(g, np.ndarray), f"{where}: not an array but {type(g)}"
-            assert (g.dtype, g.shape) == (w.dtype, w.shape), f"{where}: {w.dtype} {w.shape} expected, got {g.dtype} {g.shape}"
+            assert (g.dtype, g.shape) == (w.dtype, w.shape), (
+                f"{where}: {w.dtype} {w.shape} expected, got {g.dtype} {g.shape}"
+            )
             if g.tobytes() != w.tobytes():
                 wrong = next(i for i in range(len(w)) if g[i].tobytes() != w[i].tobytes())
                 raise AssertionError(f"{where}, id {expected[wrong]['ids']}: expected\n{w[wrong]}\ngot\n{g[wrong]}")

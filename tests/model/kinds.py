@@ -15,7 +15,7 @@ Field = relive.Field
 
 @dataclass(frozen=True)
 class Kind:
-    """A schema without its lanes. With `stacked` > 1 the fields of `obs` describe one frame of the stack."""
+    """A schema without its lanes. With `stacked` > 1, `obs` describes one frame of the stack."""
 
     name: str
     obs: Tree
@@ -25,7 +25,10 @@ class Kind:
 
     def schema(self, lanes: int = 1) -> relive.Schema:
         """The schema of this kind."""
-        return relive.Schema(self.obs, self.action, self.extras, stacked=self.stacked, lanes=lanes)
+        obs = self.obs
+        if self.stacked > 1:
+            obs = map_tree(lambda leaf: Field(leaf.dtype, (self.stacked, *leaf.shape)), obs)
+        return relive.Schema(obs, self.action, self.extras, stacked=self.stacked, lanes=lanes)
 
     def fresh(self, number: int) -> Tree:
         """An observation that starts an episode."""

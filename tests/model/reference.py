@@ -1,9 +1,9 @@
 """What a replay buffer is, as a list of dicts and naive loops.
 
-This is the specification in code: every rule of DESIGN.md section 2 that the buffer keeps is written here once more, the
-slow and obvious way. Each transition is stored whole - its own obs, its own next_obs, its own full stacks - and nothing
-is ever overwritten, so the model shares no mechanism with the buffer: no ring, no elision, no side table, no derived
-frames. What disagrees with the model is wrong.
+This is the specification in code: every rule of DESIGN.md section 2 that the buffer keeps is written here once more,
+the slow and obvious way. Each transition is stored whole - its own obs, its own next_obs, its own full stacks - and
+nothing is ever overwritten, so the model shares no mechanism with the buffer: no ring, no elision, no side table, no
+derived frames. What disagrees with the model is wrong.
 
 A tree is an array, or a dict or tuple of trees. Arrays arrive in the dtypes of the schema.
 """

@@ -1,5 +1,7 @@
 """The model against cases worked out by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -17,8 +19,7 @@ def push(model: Model, obs: float, next_obs: float, reward: float = 1.0, **optio
 
 def chain(model: Model, values: list[float], **last) -> list[int]:
     """Push a run of continuing transitions through `values`; `last` are options of the final one."""
-    pairs = list(zip(values, values[1:], strict=False))
-    return [push(model, a, b, reward=b, **(last if b == values[-1] else {})) for a, b in pairs]
+    return [push(model, a, b, reward=b, **(last if b == values[-1] else {})) for a, b in pairwise(values)]
 
 
 def test_ids_interleave_lanes_and_survive_eviction_and_clear():
