@@ -1,4 +1,4 @@
-"""The command `relive`. Each command is a file of its own, loaded when it is called: `relive --version` needs NumPy only."""
+"""The command `relive`. Each command is a file of its own, loaded when called: `relive --version` needs NumPy only."""
 
 import difflib
 import importlib
@@ -52,7 +52,9 @@ def _run(command: str, args: list[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "relive"):
             raise  # a bug of ours, which a traceback should show
-        return _refuse(name, f"expected the extra 'train' to be installed, got no module {missing!r}. pip install 'relive[train]'")
+        return _refuse(
+            name, f"expected the extra 'train' to be installed, got no module {missing!r}. pip install 'relive[train]'"
+        )
     except ReplayError as error:
         return _refuse(name, str(error))
     except BrokenPipeError:

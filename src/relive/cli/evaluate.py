@@ -11,7 +11,7 @@ from PIL import Image
 
 from relive.cli.options import parse
 from relive.errors import ConfigError
-from relive.train import evaluate, film, load_agent, load_config
+from relive.train import evaluate, film, load_config, load_policy
 from relive.train.evaluate import FINAL_SEED
 from relive.train.rundir import WEIGHTS
 
@@ -37,19 +37,21 @@ class Options:
 
 def run(args: Sequence[str]) -> int:
     """Play, print what came of it, film if asked; returns the exit code."""
-    options = parse(Options, args, prog="relive evaluate", description="Play greedy episodes with the weights of a run.")
+    options = parse(
+        Options, args, prog="relive evaluate", description="Play greedy episodes with the weights of a run."
+    )
     if options.episodes < 1:
         raise ConfigError(f"--episodes: expected an integer >= 1, got {options.episodes}.")
     if options.video is not None and options.video.suffix.lower() != ".gif":
         raise ConfigError(f"--video: expected a file that ends in .gif, got {options.video}.")
+    if options.video is not None and not options.video.parent.is_dir():
+        raise ConfigError(f"--video: expected a directory that exists, got {options.video.parent}. Make it first.")
     config = load_config(options.run)
-    kept: Literal["best", "last"] = "best" if config.keep == "best" and (options.run / WEIGHTS["best"]).exists() else "last"
+    kept: Literal["best", "last"] = (
+        "best" if config.keep == "best" and (options.run / WEIGHTS["best"]).exists() else "last"
+    )
     which = options.weights or kept
-    agent = load_agent(options.run, which)
-
-    def act(obs: NDArray[np.generic]) -> NDArray[np.int64]:
-        return agent.act(obs, 0.0)
-
+    act = load_policy(options.run, which)
     evaluation = evaluate(act, config.env, episodes=options.episodes, seed=options.seed, stack=config.stack)
     if evaluation is not None:
         span = f"from {min(evaluation.returns):g} to {max(evaluation.returns):g}"
@@ -74,4 +76,12 @@ def save_gif(path: Path, pictures: Sequence[NDArray[np.uint8]], fps: float) -> N
     """
     stride = max(1, round(fps / GIF_FPS))
     first, *rest = [Image.fromarray(picture).quantize(64) for picture in pictures[::stride]]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 * stride / fps), loop=0, optimize=True)
+    first.save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 * stride / fps),
+        loop=0,
+        optimize=True,
+    )

@@ -30,7 +30,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
         args: the arguments after the command.
         prog: the command, as the help shows it.
         description: one paragraph for the help.
-        default: values of what is not given, in place of the dataclass's own; `tyro.MISSING` where something must be given.
+        default: values of what is not given, in place of the dataclass's own; `tyro.MISSING` makes a field required.
 
     Raises:
         ConfigError: an unknown option, a value of the wrong type, an argument that is missing.
@@ -49,14 +49,16 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     sys.stderr.write(complaint.getvalue())
     if unknown:
         raise ConfigError(_unknown(kind, unknown, prog))
-    return options
+    result: T = options
+    return result
 
 
 def _one_line(boxed: str) -> str:
     """The words of tyro's message without its frame and without its own pointer to the help."""
     words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", boxed)
     words = re.split(r"For full helptext|Argument helptext", words)[0]
-    return re.sub(r"^(Parsing error|Value error|Required options?|Missing arguments?)\s*", "", " ".join(words.split())).rstrip(".") + "."
+    title = r"^(?:Parsing error|Value error|Required options?|Missing arguments?|Invalid choice)\s*(?:Error parsing )?"
+    return re.sub(title, "", " ".join(words.split())).replace(" (required)", "").rstrip(".") + "."
 
 
 def _unknown(kind: type[Any], unknown: Sequence[str], prog: str) -> str:

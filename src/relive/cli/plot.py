@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from relive.cli.options import parse
 from relive.errors import ConfigError
@@ -13,8 +16,8 @@ from relive.train import plot_runs
 class Options:
     """What the command line can say."""
 
-    run: tuple[Path, ...]
-    """Directories that `relive train` made, one or more; runs in the same environment share a panel."""
+    run: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(one or more)")]
+    """Directories that `relive train` made; runs in the same environment share a panel."""
     out: Path = Path("curves.png")
     """PNG to write."""
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,10 @@ import tyro
 from relive.cli.options import parse
 from relive.cli.progress import spectator
 from relive.dqn import PRESETS, TrainConfig, preset
+from relive.errors import ReplayError
 from relive.train import Result, new_run_dir, train
 from relive.train.environments import make_env
-from relive.train.rundir import CONTENTS
+from relive.train.rundir import CONTENTS, claim_run_dir
 from relive.train.summary import headline
 
 DESCRIPTION = (
@@ -39,9 +41,15 @@ def run(args: Sequence[str]) -> int:
     config = options.config
     make_env(config.env).close()  # refuse what cannot be trained before a directory is made
     run_dir = options.out or new_run_dir(Path("runs"), config.env, config.seed)
-    print(f"Training in {config.env}, seed {config.seed}: {config.steps:,} steps. Ctrl-C ends it early. Run: {run_dir}", flush=True)
-    with spectator(config.steps) as report:
-        result = train(config, run_dir, report=report)
+    claim_run_dir(run_dir)  # here too, so that a directory that cannot be had is the first thing said
+    print(f"Training in {config.env}, seed {config.seed}, into {run_dir}. Ctrl-C ends it early.", flush=True)
+    try:
+        with spectator(config.steps) as report:
+            result = train(config, run_dir, report=report)
+    except ReplayError:
+        with suppress(OSError):  # a run that was refused leaves no empty directory behind; rmdir removes no other
+            run_dir.rmdir()
+        raise
     print(_report(result, run_dir))
     if result.signal:
         return 128 + signal.Signals[result.signal]

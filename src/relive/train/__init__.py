@@ -3,7 +3,7 @@
 from relive.train.evaluate import Evaluation, evaluate, film
 from relive.train.loop import Progress, train
 from relive.train.plot import plot_runs
-from relive.train.rundir import load_agent, load_config, new_run_dir
+from relive.train.rundir import load_config, load_policy, new_run_dir
 from relive.train.summary import Result
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "Result",
     "evaluate",
     "film",
-    "load_agent",
     "load_config",
+    "load_policy",
     "new_run_dir",
     "plot_runs",
     "train",

@@ -29,19 +29,19 @@ def make_env(name: str, *, stack: int = 1, render_mode: str | None = None) -> En
             f"For Box2D and classic control: pip install 'relive[train]'; for others see the environment's page."
         ) from None
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        raise ConfigError(f"{name}: expected Discrete actions, got {env.action_space}. DQN learns one value an action.")
+    if render_mode not in (None, *env.metadata.get("render_modes", ())):
         raise ConfigError(
-            f"{name}: expected Discrete actions, got {env.action_space}. DQN learns a value for each of finitely many actions."
+            f"{name}: expected an environment that renders as {render_mode}, got none. It cannot be filmed."
         )
-    if render_mode not in (None, env.render_mode) or render_mode not in (None, *env.metadata.get("render_modes", ())):
-        raise ConfigError(f"{name}: expected an environment that renders as {render_mode}, got none. It cannot be filmed.")
     return env if stack == 1 else FrameStackObservation(env, stack)
 
 
 def make_training_envs(name: str, num_envs: int) -> Envs:
     """The environments that a run learns in, stepped together.
 
-    Several at once use the environment's own vectorised form where it has one: one NumPy expression for all of them. Else they
-    are stepped one after the other, and one that ends starts anew in the same step, so that no step is spent on a reset.
+    Several use the environment's own vectorised form where it has one: one NumPy expression for all of them. Else they
+    are stepped one by one, and one that ends starts anew in the same step, so that no step is spent on a reset.
     """
     spec = find_spec(name)
     if num_envs > 1 and has_vector_form(name):
@@ -67,7 +67,7 @@ def find_spec(name: str) -> gymnasium.envs.registration.EnvSpec:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
         known = {spec.lower(): spec for spec in gymnasium.registry}
-        close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)]
+        close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.6)]
         remedy = f"Did you mean {' or '.join(close)}?" if close else f"Gymnasium says: {_first_sentence(error)}."
         raise ConfigError(f"environment: expected an id that Gymnasium knows, got {name!r}. {remedy}") from None
 

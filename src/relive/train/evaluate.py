@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from relive.dqn import DQN
 from relive.train.environments import Env, Envs, has_vector_form, make_env
 
 Act = Callable[[NDArray[Any]], NDArray[np.int64]]
@@ -23,7 +24,19 @@ FINAL_SEED = 2_000_000
 """First seed of the evaluation at the end: episodes that no decision of the run has seen."""
 
 LANES = 16
-"""Environments that take turns at the episodes: enough to make the network's call cheap, few enough to be made at once."""
+"""Environments that take turns at the episodes: enough to make the network's calls cheap, few enough to be made fast."""
+
+
+def greedy(agent: DQN, action_space: gymnasium.Space[Any]) -> Act:
+    """The agent's policy without exploration. Draws nothing from its generator: evaluating changes no training."""
+    assert isinstance(action_space, gymnasium.spaces.Discrete)  # the agent refuses any other
+    first = action_space.start
+
+    def act(obs: NDArray[Any]) -> NDArray[np.int64]:
+        actions: NDArray[np.int64] = agent.q_values(obs).argmax(axis=1) + first
+        return actions
+
+    return act
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Play whole episodes and add up their rewards.
 
-    Each episode counts once, however short: never "the first k to end", which would favour short ones. An environment with
-    a vectorised form plays all episodes side by side; any other plays episode i from seed + i.
+    Each episode counts once, however short: never "the first k to end", which would favour short ones. An environment
+    with a vectorised form plays all episodes side by side; any other plays episode i from seed + i.
 
     Args:
         act: the policy.

@@ -58,7 +58,7 @@ class RunLog:
         self._file = (run_dir / METRICS).open("w", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         self._csv.writerow(COLUMNS)
-        self._board = SummaryWriter(str(run_dir))  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run_dir))
 
     def write(self, row: Row) -> None:
         """Add one row."""
@@ -68,16 +68,16 @@ class RunLog:
             value = getattr(row, name)
             if not math.isnan(value):
                 group = "evaluation" if name.startswith("eval_") else "train"
-                self._board.add_scalar(  # type: ignore[no-untyped-call]
-                    f"{group}/{name.removeprefix('eval_')}", value, row.step
-                )
+                self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, row.step)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(run_dir: Path) -> dict[str, NDArray[np.float64]]:
@@ -88,7 +88,9 @@ def read_metrics(run_dir: Path) -> dict[str, NDArray[np.float64]]:
     """
     path = run_dir / METRICS
     if not path.is_file():
-        raise ConfigError(f"{run_dir}: expected a run directory with {METRICS} in it, found none. Give one that `relive train` made.")
+        raise ConfigError(
+            f"{run_dir}: expected a run directory with {METRICS} in it, found none. Give one that `relive train` made."
+        )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         names = next(reader, [])

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 import relive
 from relive.dqn import DQN, TrainConfig, Update
+from relive.errors import ConfigError
 from relive.train.environments import Envs, make_training_envs
-from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate
+from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate, greedy
 from relive.train.log import Row, RunLog
 from relive.train.plot import plot_runs
 from relive.train.rundir import CURVE, claim_run_dir, load_weights, save_config, save_weights
@@ -26,7 +27,7 @@ from relive.train.summary import Result, save_result
 ROWS = 200
 """Rows that a run writes to its metrics, besides one per evaluation."""
 
-REPORT_SECONDS = 0.1
+REPORT_SECONDS = 0.25
 """Wall time between two reports of progress."""
 
 
@@ -120,9 +121,10 @@ class FrameStack:
 class Trainer:
     """One run: an agent, a buffer, environments, and the loop over them, a step at a time."""
 
-    def __init__(self, config: TrainConfig, envs: Envs, run_dir: Path, log: RunLog, stop: StopRequest, report: Report) -> None:
+    def __init__(self, config: TrainConfig, envs: Envs, run_dir: Path, stop: StopRequest, report: Report) -> None:
         self.config, self.run_dir = config, run_dir
-        self._envs, self._log, self._stop, self._report = envs, log, stop, report
+        self._envs, self._stop, self._report = envs, stop, report
+        _check_device(config.device)
         self.agent = DQN(
             envs.single_observation_space,
             envs.single_action_space,
@@ -131,6 +133,7 @@ class Trainer:
             device=config.device,
             stack=config.stack,
         )
+        self.greedy = greedy(self.agent, envs.single_action_space)
         self.buffer = relive.ReplayBuffer(
             config.capacity,
             relive.Schema.from_env(envs),
@@ -158,7 +161,7 @@ class Trainer:
         """Whether an evaluation reached `stop_return`."""
         return self.config.stop_return is not None and self.state.best_return >= self.config.stop_return
 
-    def advance(self) -> None:
+    def advance(self, log: RunLog) -> None:
         """One step of every environment, the updates owed for it, and the row or evaluation that falls due."""
         before = self.state.step
         self._interact()
@@ -169,7 +172,7 @@ class Trainer:
         if _passed(before, step, self.config.eval_every) or before < steps <= step:
             evaluation = self._evaluate()
         if evaluation is not None or _passed(before, step, self._row_every):
-            self._write_row(evaluation)
+            self._write_row(log, evaluation)
         now = time.perf_counter()
         if evaluation is not None or now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -186,8 +189,8 @@ class Trainer:
         state.running += reward
         ended = terminated | truncated
         if self._stack is not None:
-            # Right in every autoreset mode: either the observation after an end is the next episode's first already, or the
-            # step after it is not stored and brings that; the action in between is ignored by the environment.
+            # Right in every autoreset mode: the observation after an end either is the next episode's first already,
+            # or the step after it is not stored and brings that one; the environment ignores the action in between.
             self._stack.push(self._obs, ended | ~stored)
         if ended.any():
             returns = state.running[ended].tolist()
@@ -205,7 +208,12 @@ class Trainer:
         config, state = self.config, self.state
         began = time.perf_counter()
         evaluation = evaluate(
-            self.act_greedily, config.env, episodes=config.eval_episodes, seed=EVALUATION_SEED, stack=config.stack, stop=self._stop
+            self.greedy,
+            config.env,
+            episodes=config.eval_episodes,
+            seed=EVALUATION_SEED,
+            stack=config.stack,
+            stop=self._stop,
         )
         state.eval_seconds += time.perf_counter() - began
         if evaluation is not None and evaluation.mean >= state.best_return:
@@ -213,16 +221,12 @@ class Trainer:
             save_weights(self.run_dir, "best", self.agent)
         return evaluation
 
-    def act_greedily(self, obs: NDArray[np.generic]) -> NDArray[np.int64]:
-        """Actions int64 [B] of the greedy policy."""
-        return self.agent.act(obs, 0.0)
-
-    def _write_row(self, evaluation: Evaluation | None) -> None:
+    def _write_row(self, log: RunLog, evaluation: Evaluation | None) -> None:
         state = self.state
         state.seconds = time.perf_counter() - self._began
         learning = state.seconds - state.eval_seconds
         loss, q_mean = self._meter.take()
-        self._log.write(
+        log.write(
             Row(
                 step=state.step,
                 updates=state.updates,
@@ -254,11 +258,21 @@ class Trainer:
             evaluation=evaluation,
         )
 
-    def finish(self) -> None:
+    def finish(self, log: RunLog) -> None:
         """Write what is not written yet: the last row and the last weights."""
         if self.state.step > self._row_step:
-            self._write_row(None)
+            self._write_row(log, None)
         save_weights(self.run_dir, "last", self.agent)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # PyTorch says "not compiled with CUDA" by an assertion
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"device: expected one that PyTorch can use here, got {name!r} ({reason}). Use cpu."
+        ) from None
 
 
 def _passed(before: int, now: int, every: int) -> bool:
@@ -269,13 +283,13 @@ def _passed(before: int, now: int, every: int) -> bool:
 def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progress: None) -> Result:
     """Train an agent and leave a run directory behind.
 
-    On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the same
-    weights. SIGINT and SIGTERM end it between two steps, with everything written.
+    On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the
+    same weights. SIGINT and SIGTERM end it between two steps, with everything written.
 
     Args:
         config: all of the run.
         run_dir: new or empty.
-        report: told how it goes about ten times a second, and of every evaluation.
+        report: told how it goes about four times a second, and of every evaluation.
 
     Returns:
         Result: what was reached; also in `result.json` and `summary.md`.
@@ -288,13 +302,15 @@ def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progres
     torch.set_num_threads(config.threads)
     try:
         with closing(envs), StopRequest() as stop:
+            trainer = Trainer(
+                config, envs, run_dir, stop, report
+            )  # refuses what does not fit before anything is written
             claim_run_dir(run_dir)
             save_config(run_dir, config)
             with RunLog(run_dir) as log:
-                trainer = Trainer(config, envs, run_dir, log, stop, report)
                 while not trainer.done:
-                    trainer.advance()
-                trainer.finish()
+                    trainer.advance(log)
+                trainer.finish(log)
             plot_runs([run_dir], run_dir / CURVE)
             result = _conclude(trainer, stop)
             save_result(run_dir, config, result)
@@ -310,7 +326,7 @@ def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
     if kept == "best":
         trainer.agent.load_weights(load_weights(trainer.run_dir, "best"))
     final = evaluate(
-        trainer.act_greedily, config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED, stack=config.stack, stop=stop
+        trainer.greedy, config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED, stack=config.stack, stop=stop
     )
     return Result(
         status="interrupted" if stop.signal else "stopped early" if trainer.stopped_early else "finished",

@@ -53,9 +53,10 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         colour = COLOURS[number % len(COLOURS)]
         _draw_training(axes, curve, colour, "training episodes, smoothed" if alone else None)
         _draw_evaluations(axes, curve, colour, "greedy evaluation, mean ± std" if alone else curve.label)
-    thresholds = {curve.config.threshold for curve in curves} - {None}
-    for threshold in thresholds:
-        axes.axhline(threshold, color="#444444", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}", zorder=1)
+    for threshold in {curve.config.threshold for curve in curves if curve.config.threshold is not None}:
+        axes.axhline(
+            threshold, color="#444444", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}", zorder=1
+        )
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of an episode")

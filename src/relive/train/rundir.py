@@ -1,7 +1,6 @@
 """A run is a directory: what lies in it, how it is made, how its agent is loaded again."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError
 from relive.train.environments import make_env
+from relive.train.evaluate import Act, greedy
 
 CONFIG = "config.json"
 RESULT = "result.json"
@@ -74,7 +74,9 @@ def load_config(run_dir: Path) -> TrainConfig:
     """
     path = run_dir / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{run_dir}: expected a run directory with {CONFIG} in it, found none. Give one that `relive train` made.")
+        raise ConfigError(
+            f"{run_dir}: expected a run directory with {CONFIG} in it, found none. Give one that `relive train` made."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -87,7 +89,7 @@ def save_weights(run_dir: Path, which: Literal["best", "last"], agent: DQN) -> N
     path = run_dir / WEIGHTS[which]
     fresh = path.with_suffix(".new")
     torch.save(agent.weights(), fresh)
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def load_weights(run_dir: Path, which: Literal["best", "last"]) -> dict[str, torch.Tensor]:
@@ -98,20 +100,22 @@ def load_weights(run_dir: Path, which: Literal["best", "last"]) -> dict[str, tor
     """
     path = run_dir / WEIGHTS[which]
     if not path.is_file():
-        raise ConfigError(f"{path}: expected weights, found none. A run keeps its best from the first evaluation on, its last at its end.")
+        raise ConfigError(
+            f"{path}: expected weights, found none. A run has its best after an evaluation, its last at the end."
+        )
     weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
 
 
-def load_agent(run_dir: Path, which: Literal["best", "last"], *, device: str = "cpu") -> DQN:
-    """The agent of a run, as it was when these weights were saved.
+def load_policy(run_dir: Path, which: Literal["best", "last"]) -> Act:
+    """The greedy policy of a run, as it was when these weights were saved.
 
     Raises:
         ConfigError: something of it is missing or damaged.
     """
     config = load_config(run_dir)
     env = make_env(config.env)
-    agent = DQN(env.observation_space, env.action_space, config.agent, seed=config.seed, device=device, stack=config.stack)
+    agent = DQN(env.observation_space, env.action_space, config.agent, seed=config.seed, stack=config.stack)
     env.close()
     agent.load_weights(load_weights(run_dir, which))
-    return agent
+    return greedy(agent, env.action_space)

@@ -22,7 +22,7 @@ def epsilon_at(config: TrainConfig, step: int) -> float:
 def updates_owed(config: TrainConfig, step: int) -> int:
     """Updates that a run must have made, in all, after `step` environment steps.
 
-    A function of the step alone and computed in integers, so that any replay ratio holds exactly however long the run is,
+    A function of the step alone and computed in integers, so that any replay ratio holds exactly however long the run,
     and a resumed run owes what an uninterrupted one does: floor(replay_ratio * s), s the steps since learning started,
     rounded down to whole rounds of `update_every`.
     """

@@ -9,8 +9,8 @@ from typing import Any, Self
 class StopRequest:
     """While entered, SIGINT and SIGTERM set `signal` instead of ending the process in the middle of an update.
 
-    A second SIGINT raises KeyboardInterrupt at once, for whoever cannot wait. Outside the main thread Python allows no signal
-    handlers, and nothing is caught.
+    A second SIGINT raises KeyboardInterrupt at once, for whoever cannot wait. Outside the main thread Python allows no
+    signal handlers, and nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,9 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
