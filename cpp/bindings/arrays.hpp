@@ -68,14 +68,15 @@ class ValueType {
   const std::vector<npy_intp>& shape() const { return shape_; }
   uint64_t bytes() const { return num_elements_ * PyDataType_ELSIZE(descr()); }
 
-  // The bytes of a value of this type, or of `count` of them; null if it has to be converted or refused.
-  const char* find(PyObject* value, int64_t count, Scratch& scratch) const {
+  // The bytes of a value of this type, or of `count` of them; null if it has to be converted or refused. Values that
+  // `chosen` leaves out may be out of bounds.
+  const char* find(PyObject* value, int64_t count, const uint8_t* chosen, Scratch& scratch) const {
     const char* bytes = nullptr;
     if (is_array(value, descr(), shape_, count))
       bytes = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(value));
     else if (count == kSingle && shape_.empty())
       bytes = scalar(value, scratch);
-    if (bytes && !low_.empty() && !within_bounds(bytes, count == kSingle ? 1 : count)) return nullptr;
+    if (bytes && !low_.empty() && !within_bounds(bytes, count == kSingle ? 1 : count, chosen)) return nullptr;
     return bytes;
   }
 
@@ -111,8 +112,9 @@ class ValueType {
   }
 
   template <typename T>
-  bool all_within(const char* bytes, int64_t count) const {
+  bool all_within(const char* bytes, int64_t count, const uint8_t* chosen) const {
     for (int64_t i = 0; i < count * num_elements_; ++i) {
+      if (chosen && !chosen[i / num_elements_]) continue;
       T value;
       std::memcpy(&value, bytes + i * sizeof(T), sizeof(T));
       const size_t element = i % num_elements_;
@@ -123,12 +125,12 @@ class ValueType {
     return true;
   }
 
-  bool within_bounds(const char* bytes, int64_t count) const {
+  bool within_bounds(const char* bytes, int64_t count, const uint8_t* chosen) const {
     switch (PyDataType_ELSIZE(descr())) {
-      case 1: return is_signed() ? all_within<int8_t>(bytes, count) : all_within<uint8_t>(bytes, count);
-      case 2: return is_signed() ? all_within<int16_t>(bytes, count) : all_within<uint16_t>(bytes, count);
-      case 4: return is_signed() ? all_within<int32_t>(bytes, count) : all_within<uint32_t>(bytes, count);
-      default: return is_signed() ? all_within<int64_t>(bytes, count) : all_within<uint64_t>(bytes, count);
+      case 1: return is_signed() ? all_within<int8_t>(bytes, count, chosen) : all_within<uint8_t>(bytes, count, chosen);
+      case 2: return is_signed() ? all_within<int16_t>(bytes, count, chosen) : all_within<uint16_t>(bytes, count, chosen);
+      case 4: return is_signed() ? all_within<int32_t>(bytes, count, chosen) : all_within<uint32_t>(bytes, count, chosen);
+      default: return is_signed() ? all_within<int64_t>(bytes, count, chosen) : all_within<uint64_t>(bytes, count, chosen);
     }
   }
 

@@ -134,7 +134,7 @@ class Core {
   // extras... Its id, or None if a value has to be converted or refused.
   nb::object append_one(uint64_t lane, nb::args values) {
     Values& found = Values::of_this_thread();
-    if (!find_values(values, kSingle, found)) return nb::none();
+    if (!find_values(values, kSingle, nullptr, found)) return nb::none();
     const Block block = as_block(found);
     if (layout_.spec.stacked > 1 && !ring_.rolls(block, 0)) return nb::none();
     int64_t id = 0;
@@ -146,10 +146,10 @@ class Core {
   // Writes their ids, -1 where `mask` leaves one out. False if a value has to be converted or refused.
   bool append_many(int64_t lane, nb::handle mask, nb::handle ids, nb::args values) {
     const auto count = static_cast<int64_t>(PyArray_SIZE(reinterpret_cast<PyArrayObject*>(ids.ptr())));
-    Values& found = Values::of_this_thread();
-    if (!find_values(values, count, found)) return false;
     const auto data = [](nb::handle array) { return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr())); };
     const auto* chosen = mask.is_none() ? nullptr : static_cast<const uint8_t*>(data(mask));
+    Values& found = Values::of_this_thread();
+    if (!find_values(values, count, chosen, found)) return false;
     auto* id = static_cast<int64_t*>(data(ids));
     const Block block = as_block(found);
     if (layout_.spec.stacked > 1)
@@ -212,7 +212,7 @@ class Core {
     return make_layout(obs_, rest_, lanes, lane_capacity, stacked, history);
   }
 
-  bool find_values(const nb::args& values, int64_t count, Values& found) const {
+  bool find_values(const nb::args& values, int64_t count, const uint8_t* chosen, Values& found) const {
     const size_t expected = 2 * obs_.size() + rest_.size() + 3;
     if (values.size() != expected) throw nb::type_error("wrong number of values");
     found.obs.resize(obs_.size());
@@ -222,7 +222,7 @@ class Core {
     found.reward.resize(count == kSingle ? 1 : count);
     size_t at = 0;
     const auto take = [&](const ValueType& type, const char*& bytes) {
-      bytes = type.find(PyTuple_GET_ITEM(values.ptr(), at), count, found.scratch[at]);
+      bytes = type.find(PyTuple_GET_ITEM(values.ptr(), at), count, chosen, found.scratch[at]);
       ++at;
       return bytes != nullptr;
     };

@@ -1,5 +1,11 @@
-"""Experience replay for reinforcement learning."""
+"""Experience replay for reinforcement learning.
 
+The memory an off-policy agent learns from: it keeps the newest `capacity` transitions, and minibatches are drawn from
+it at random. Importing this package needs NumPy alone.
+"""
+
+from relive.batch import Batch
+from relive.buffer import ReplayBuffer
 from relive.errors import (
     ConfigError,
     NotEnoughDataError,
@@ -8,5 +14,27 @@ from relive.errors import (
     SchemaError,
     StaleIdError,
 )
+from relive.samplers import Uniform
+from relive.schema import Field, Schema
+from relive.storage import Memory, Plan, plan
+from relive.views import Transitions
 
-__all__ = ["ConfigError", "NotEnoughDataError", "ProtocolError", "ReplayError", "SchemaError", "StaleIdError"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "ConfigError",
+    "Field",
+    "Memory",
+    "NotEnoughDataError",
+    "Plan",
+    "ProtocolError",
+    "ReplayBuffer",
+    "ReplayError",
+    "Schema",
+    "SchemaError",
+    "StaleIdError",
+    "Transitions",
+    "Uniform",
+    "plan",
+]

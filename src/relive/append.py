@@ -1,0 +1,121 @@
+"""Fitting what is pushed to the schema, and handing it to the native core.
+
+The core takes values that fit as they are and answers None (or False) to any other; only then are they converted here,
+or refused with the reason. Nothing is stored before everything was checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive._core import Core
+from relive.errors import SchemaError
+from relive.schema import FLAG, REWARD, Field, Schema, conform, flatten, leaves
+
+
+class Appender:
+    """Appends transitions of one schema to one core."""
+
+    def __init__(self, core: Core, schema: Schema, lanes: int) -> None:
+        self._core = core
+        self._schema = schema
+        self._lanes = lanes
+
+    def one(self, lane: int, values: list[Any]) -> int:
+        """Appends one transition; `values` as `collect` gives them."""
+        new_id = self._core.append_one(lane, *values)
+        if new_id is None:
+            new_id = self._core.append_one(lane, *conform_all(self._schema, values))
+        assert new_id is not None
+        return new_id
+
+    def step(self, values: list[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        """Appends one transition to every lane (or those of the mask); returns ids [lanes], -1 for those left out."""
+        ids = np.empty(self._lanes, np.int64)
+        if not self._core.append_many(-1, mask, ids, *values):
+            done = self._core.append_many(-1, mask, ids, *conform_all(self._schema, values, self._lanes, mask))
+            assert done
+        return ids
+
+    def block(self, lane: int, count: int, values: list[Any]) -> NDArray[np.int64]:
+        """Appends `count` transitions to one lane, in order of time; returns their ids."""
+        ids = np.empty(count, np.int64)
+        if not self._core.append_many(lane, None, ids, *values):
+            done = self._core.append_many(lane, None, ids, *conform_all(self._schema, values, count))
+            assert done
+        return ids
+
+
+def collect(
+    schema: Schema,
+    obs: Any,
+    action: Any,
+    reward: Any,
+    terminated: Any,
+    truncated: Any,
+    next_obs: Any,
+    extras: Mapping[str, Any],
+) -> list[Any]:
+    """The values of all fields in the order of the core: obs, action, reward, terminated, truncated, next_obs, extras.
+
+    Raises:
+        SchemaError: a name is missing or unknown.
+    """
+    if set(extras) != set(schema.extras):
+        unknown = sorted(set(extras) - set(schema.extras))
+        missing = sorted(set(schema.extras) - set(extras))
+        what = f"unknown {unknown}" if unknown else f"{missing} missing"
+        raise SchemaError(f"extras: expected the fields {list(schema.extras)}, got {what}. Name them in the Schema.")
+    return [
+        *flatten(schema.obs, obs, "obs"),
+        *flatten(schema.action, action, "action"),
+        *(reward, terminated, truncated),
+        *flatten(schema.obs, next_obs, "next_obs"),
+        *(extras[name] for name in schema.extras),
+    ]
+
+
+def conform_all(
+    schema: Schema, values: list[Any], count: int | None = None, mask: NDArray[np.bool_] | None = None
+) -> list[NDArray[Any]]:
+    """The values as arrays of exactly the schema's dtypes and shapes.
+
+    Raises:
+        SchemaError: a value does not fit, or stacked observations do not follow from one another.
+    """
+    fields: list[tuple[str, Field]] = [
+        *leaves(schema.obs, "obs"),
+        *leaves(schema.action, "action"),
+        *(("reward", REWARD), ("terminated", FLAG), ("truncated", FLAG)),
+        *leaves(schema.obs, "next_obs"),
+        *schema.extras.items(),
+    ]
+    arrays = [
+        conform(value, field, name, count, lossy=name == "reward", mask=mask)
+        for value, (name, field) in zip(values, fields, strict=True)
+    ]
+    if schema.stacked > 1:
+        num_obs = len(list(leaves(schema.obs, "obs")))
+        first_next = len(arrays) - len(schema.extras) - num_obs
+        for index in range(num_obs):
+            _check_rolls(arrays[index], arrays[first_next + index], fields[index][0], count, mask)
+    return arrays
+
+
+def _check_rolls(
+    obs: NDArray[Any], next_obs: NDArray[Any], name: str, count: int | None, mask: NDArray[np.bool_] | None
+) -> None:
+    if count is None:
+        obs, next_obs = obs[None], next_obs[None]
+    for index in range(len(obs)):
+        chosen = mask is None or mask[index]
+        if chosen and obs[index, 1:].tobytes() != next_obs[index, :-1].tobytes():
+            where = "" if count is None else f" (at [{index}])"
+            raise SchemaError(
+                f"next_{name}: expected the frames of {name} moved on by one, got other frames{where}. "
+                "Stacked observations are stored one frame each; use Schema(stacked=1) to store them whole."
+            )

@@ -1,0 +1,366 @@
+"""The façade: push, sample, get."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from relive._core import Core
+from relive.append import Appender, collect, conform_all
+from relive.batch import Batch
+from relive.errors import ConfigError, NotEnoughDataError, SchemaError
+from relive.reading import Output, Reading
+from relive.samplers import Uniform
+from relive.schema import Field, Schema, flatten, leaves
+from relive.storage import Memory, check_lanes, core_field, core_fields, format_bytes, history, measure
+from relive.views import Transitions
+from relive.writers import Writer
+
+
+class ReplayBuffer:
+    """Keeps the newest `capacity` transitions and draws minibatches from them.
+
+    A transition has a permanent id, `t * lanes + lane` for number t of a lane. Each observation is stored once: a push
+    whose obs equals, byte for byte, the next_obs of the lane's previous push goes on with that episode. Any
+    other push starts a new one. next_obs of every transition is exact, always.
+
+    Any number of threads may push and sample at once. A refused call leaves the buffer as it was.
+
+    Args:
+        capacity: in transitions, exact; a multiple of lanes.
+        schema: what a transition is; None takes it from the first push.
+        lanes: environments that are written side by side; None takes it from the schema (else 1).
+        sampler: which ids are drawn.
+        view: what an id becomes in a batch.
+        storage: where the bytes live.
+        seed: of the buffer's own generator, in [0, 2^64); None draws one from the system. Batch number k is a pure
+            function of (seed, k, contents); no global generator is read or touched.
+
+    Raises:
+        ConfigError: a value, or a combination of values, that makes no sense.
+
+    Paper: Lin 1992, "Self-improving reactive agents based on reinforcement learning, planning and teaching", section
+        3.3; Mnih et al. 2015 (doi:10.1038/nature14236), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        schema: Schema | None = None,
+        *,
+        lanes: int | None = None,
+        sampler: Uniform | None = None,
+        view: Transitions | None = None,
+        storage: Memory | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._sampler = Uniform() if sampler is None else sampler
+        self._view = Transitions() if view is None else view
+        self._storage = Memory() if storage is None else storage
+        for name, value, kind in (
+            ("schema", schema, Schema | None),
+            ("sampler", self._sampler, Uniform),
+            ("view", self._view, Transitions),
+            ("storage", self._storage, Memory),
+        ):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
+        if seed is not None and (not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64):
+            raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
+        self._lanes = check_lanes(capacity, lanes if lanes is not None else schema.lanes if schema else 1)
+        self._capacity = capacity
+        self._seed = secrets.randbits(64) if seed is None else int(seed)
+        self._schema: Schema | None = None
+        self._plain = False  # one lane of single arrays without extras
+        if schema is not None:
+            self._build(schema)
+
+    def _build(self, schema: Schema) -> None:
+        """Lays out the memory, once the schema is known."""
+        if schema.stacked > 1 and self._view.stack > 1:
+            raise ConfigError(
+                f"view: expected stack=1 for observations that arrive as stacks of {schema.stacked}, "
+                f"got stack={self._view.stack}. They are returned as they came."
+            )
+        sizes = measure(schema, self._capacity, self._lanes, self._view)
+        self._core = Core(
+            self._storage.allocate(sizes.max_bytes, sizes.full_bytes),
+            core_fields(schema.obs, "obs"),
+            core_fields(schema.action, "action"),
+            [core_field(extra) for extra in schema.extras.values()],
+            self._lanes,
+            self._capacity // self._lanes,
+            schema.stacked,
+            history(schema, self._view),
+            self._seed,
+        )
+        self._appender = Appender(self._core, schema, self._lanes)
+        self._reading = Reading(self._core, schema, self._view)
+        self._plain = self._lanes == 1 and not schema.extras and isinstance(schema.obs, Field) and isinstance(schema.action, Field)
+        self._schema = schema
+
+    def push(
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        terminated: Any,
+        next_obs: Any,
+        *,
+        truncated: Any = False,
+        lane: int | None = None,
+        mask: ArrayLike | None = None,
+        priority: float | None = None,
+        **extras: Any,
+    ) -> Any:
+        """Stores one transition, or one step of every lane.
+
+        One transition: values of the schema's shapes; `lane` says which lane where there are several. One step of every
+        lane: each value has a leading axis of size lanes. Everything is copied.
+
+        Args:
+            obs: the observation acted upon.
+            action: the action taken.
+            reward: stored as float32.
+            terminated: True if the episode ended in a terminal state: no bootstrapping from next_obs.
+            next_obs: the true next observation, also where the episode ends.
+            truncated: True if the episode was cut for another reason (a time limit): targets bootstrap from next_obs.
+            lane: which lane.
+            mask: bool [lanes], False for lanes to leave out of a step.
+            priority: initial priority, for samplers that keep priorities.
+            **extras: the extra fields of the schema, all of them.
+
+        Returns:
+            int: the id of the transition; for a step int64 [lanes], -1 for lanes left out.
+
+        Raises:
+            SchemaError: a value does not fit the schema: name, shape, dtype, bounds.
+            ConfigError: a priority, and a sampler that keeps none.
+
+        Cost: O(bytes of the transition), one native call.
+        """
+        if self._plain and not extras and lane is None and mask is None and priority is None:
+            # Most pushes are this one; it pays for nothing else.
+            new_id = self._core.append_one(0, obs, action, reward, terminated, truncated, next_obs)
+            if new_id is not None:
+                return new_id
+        if priority is not None:
+            self._refuse_priority(priority)
+        is_step = lane is None and (self._lanes > 1 or self._has_lead(obs))
+        count = self._lanes if is_step else None
+        if is_step and truncated is False:
+            truncated = np.zeros(self._lanes, np.bool_)
+        chosen = self._check_mask(mask, is_step)
+        lane = 0 if is_step else self._check_lane(lane)
+        schema = self._schema or Schema.from_values(obs, action, extras, self._lanes, count)
+        values = collect(schema, obs, action, reward, terminated, truncated, next_obs, extras)
+        self._build_for(schema, values, count, chosen)
+        return self._appender.step(values, chosen) if is_step else self._appender.one(lane, values)
+
+    def extend(
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        terminated: Any,
+        next_obs: Any,
+        *,
+        truncated: Any = None,
+        lane: int | None = None,
+        priority: float | None = None,
+        **extras: Any,
+    ) -> NDArray[np.int64]:
+        """Stores a block of transitions of one lane, in order of time.
+
+        Args:
+            obs: with a leading axis of T, as every other value.
+            action: see `push`.
+            reward: see `push`.
+            terminated: see `push`.
+            next_obs: see `push`.
+            truncated: bool [T]; None for no truncation.
+            lane: which lane, where there are several.
+            priority: see `push`.
+            **extras: the extra fields of the schema, all of them.
+
+        Returns:
+            int64 [T]: the ids. Where T is larger than the lane, the first of them are overwritten already.
+
+        Raises:
+            SchemaError: a value does not fit the schema; then nothing is stored.
+
+        Cost: O(bytes of the block), one native call.
+        """
+        if priority is not None:
+            self._refuse_priority(priority)
+        shape = np.shape(reward)
+        if len(shape) != 1:
+            raise SchemaError(f"reward: expected float32 (T,), a block of T transitions, got shape {shape}. Use push.")
+        count = shape[0]
+        flags = np.zeros(count, np.bool_) if truncated is None else truncated
+        lane = self._check_lane(lane)
+        schema = self._schema or Schema.from_values(obs, action, extras, self._lanes, count)
+        values = collect(schema, obs, action, reward, terminated, flags, next_obs, extras)
+        self._build_for(schema, values, count, None)
+        return self._appender.block(lane, count, values)
+
+    def sample(self, n: int, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
+        """Draws a minibatch of `n` transitions, as the sampler and the view say.
+
+        Args:
+            n: batch size B.
+            output: "numpy", or "torch" for tensors over the same memory.
+            device: of the tensors; None leaves them on the CPU, without a copy.
+            out: a batch of this size that this buffer returned; its memory is written to, and it is returned.
+
+        Returns:
+            Batch: nobody else's memory. The arrays are recycled only when nothing refers to them any more.
+
+        Raises:
+            NotEnoughDataError: the buffer is empty.
+            ConfigError: a size, output, device or out that cannot be.
+
+        Cost: O(n * bytes of a transition), one native call, GIL released. Safe beside writers.
+        """
+        return self._reader(f"sample({n})").sample(n, output, device, out)
+
+    def get(
+        self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None
+    ) -> Batch:
+        """Assembles the batch of these transitions, under the buffer's view.
+
+        Args:
+            ids: int64 [B], each live.
+            output: see `sample`.
+            device: see `sample`.
+            out: see `sample`.
+
+        Returns:
+            Batch: row i is the transition `ids[i]`.
+
+        Raises:
+            StaleIdError: an id was overwritten or cleared after it was given out, or never given out.
+
+        Cost: as `sample`.
+        """
+        return self._reader("get").get(ids, output, device, out)
+
+    def clear(self) -> None:
+        """Forgets every transition. Ids go on where they were; so does the generator."""
+        if self._schema is not None:
+            self._core.clear()
+
+    def writer(self, envs: Any) -> Writer:
+        """A writer that stores the steps of these Gymnasium environments, whatever their autoreset mode.
+
+        Args:
+            envs: a vector environment with as many environments as the buffer has lanes, or a single environment.
+
+        Raises:
+            ConfigError: another number of environments.
+        """
+        if self._schema is None:
+            schema = Schema.from_env(envs)
+            if schema.lanes == self._lanes:
+                self._build(schema)
+        return Writer(self, envs)
+
+    def __len__(self) -> int:
+        return self._core.live if self._schema is not None else 0
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of all live transitions, ascending: int64 [len(buffer)]. Cost: O(len)."""
+        return np.array(self._core.ids() if self._schema is not None else [], np.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that the buffer keeps."""
+        return self._capacity
+
+    @property
+    def lanes(self) -> int:
+        """Environments that are written side by side."""
+        return self._lanes
+
+    @property
+    def schema(self) -> Schema | None:
+        """What a transition is; None before the first push, where it was not given."""
+        return self._schema
+
+    @property
+    def sampler(self) -> Uniform:
+        """Which ids are drawn."""
+        return self._sampler
+
+    @property
+    def view(self) -> Transitions:
+        """What an id becomes."""
+        return self._view
+
+    @property
+    def storage(self) -> Memory:
+        """Where the bytes live."""
+        return self._storage
+
+    @property
+    def seed(self) -> int:
+        """Of the buffer's own generator."""
+        return self._seed
+
+    def __repr__(self) -> str:
+        axes = f"{self._sampler}, {self._view}, {self._storage}, lanes={self._lanes}, seed={self._seed}"
+        if self._schema is None:
+            return f"ReplayBuffer(0 of {self._capacity:,} transitions, schema from the first push, {axes})"
+        fields = [*leaves(self._schema.obs, "obs"), *leaves(self._schema.action, "action"), *self._schema.extras.items()]
+        sizes = measure(self._schema, self._capacity, self._lanes, self._view)
+        return (
+            f"ReplayBuffer({len(self):,} of {self._capacity:,} transitions, {sizes.transition_bytes:,} B each, "
+            f"{format_bytes(sizes.full_bytes)} when full, "
+            f"{', '.join(f'{name}: {field}' for name, field in fields)}, {axes})"
+        )
+
+    def _reader(self, call: str) -> Reading:
+        if self._schema is None:
+            raise NotEnoughDataError(f"{call}: expected at least 1 transition, the buffer is empty.")
+        return self._reading
+
+    def _build_for(
+        self, schema: Schema, values: list[Any], count: int | None, mask: NDArray[np.bool_] | None
+    ) -> None:
+        """Adopts the schema of the first push, if that push can be stored."""
+        if self._schema is None:
+            conform_all(schema, values, count, mask)
+            self._build(schema)
+
+    def _has_lead(self, obs: Any) -> bool:
+        """True if a value of one lane has a leading axis of size 1 all the same."""
+        if self._schema is None:
+            return False
+        name, field = next(leaves(self._schema.obs, "obs"))
+        return np.ndim(flatten(self._schema.obs, obs, name.split(".")[0])[0]) == len(field.shape) + 1
+
+    def _check_lane(self, lane: int | None) -> int:
+        if lane is None and self._lanes == 1:
+            return 0
+        if not isinstance(lane, int | np.integer) or isinstance(lane, bool) or not 0 <= lane < self._lanes:
+            raise SchemaError(f"lane: expected an integer in [0, {self._lanes - 1}], got {lane!r}.")
+        return int(lane)
+
+    def _check_mask(self, mask: ArrayLike | None, is_step: bool) -> NDArray[np.bool_] | None:
+        if mask is None:
+            return None
+        if not is_step:
+            raise SchemaError("mask: expected one step of every lane, got one transition. Leave mask out.")
+        chosen: NDArray[Any] = np.ascontiguousarray(mask)
+        if chosen.dtype != np.bool_ or chosen.shape != (self._lanes,):
+            raise SchemaError(f"mask: expected bool ({self._lanes},), got {chosen.dtype} {chosen.shape}.")
+        return chosen
+
+    def _refuse_priority(self, priority: float) -> None:
+        if not isinstance(priority, int | float | np.floating) or not 0 <= priority < np.inf:
+            raise SchemaError(f"priority: expected a finite number of at least 0, got {priority!r}.")
+        raise ConfigError(f"priority: expected none, got {priority}; {self._sampler} keeps no priorities.")

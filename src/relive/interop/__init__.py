@@ -1,0 +1,1 @@
+"""Bridges to other libraries. Each file imports the library it is named after; nothing imports them unasked."""

@@ -1,0 +1,43 @@
+"""NumPy arrays as PyTorch tensors, without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from relive.errors import ConfigError
+
+try:
+    import torch
+except ImportError as error:
+    raise ConfigError("output='torch': expected PyTorch, it is not installed. pip install 'relive[train]'.") from error
+
+
+def to_torch(arrays: tuple[Any, ...], device: Any = None) -> tuple[Any, ...]:
+    """Tensors that share the arrays' memory on the CPU; copies on any other device.
+
+    Raises:
+        ConfigError: a dtype that PyTorch does not have, or a device that is not there.
+    """
+    try:
+        tensors = tuple(map(torch.from_numpy, arrays))
+    except TypeError as error:
+        raise ConfigError(f"output='torch': expected dtypes that PyTorch has, {error}. Use output='numpy'.") from error
+    if device is None:
+        return tensors
+    try:
+        return tuple([tensor.to(device, non_blocking=True) for tensor in tensors])
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: expected one that PyTorch can use here, got {device!r} ({error}).") from error
+
+
+def to_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arrays that share the tensors' memory.
+
+    Raises:
+        ConfigError: they lie on another device.
+    """
+    if not all(isinstance(tensor, np.ndarray) or tensor.device.type == "cpu" for tensor in tensors):
+        raise ConfigError("out: expected a batch in the memory of the CPU, got one on another device.")
+    return tuple([tensor.numpy() for tensor in tensors])

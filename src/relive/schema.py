@@ -1,0 +1,366 @@
+"""What a transition is: the names, shapes and dtypes of its fields, and how values are fitted to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from relive.errors import ConfigError, SchemaError
+
+RESERVED = (
+    *("obs", "action", "reward", "terminated", "truncated", "next_obs"),
+    *("ids", "discount", "weight", "mask", "loss_mask", "lane", "priority"),
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a transition.
+
+    Attributes:
+        dtype: any NumPy dtype of fixed size without Python objects; normalised to a native `numpy.dtype`.
+        shape: of the value of one transition; () for a scalar.
+        low: smallest allowed integer, one for all elements or one each (C order); None for no bounds.
+        high: largest allowed integer, likewise. Values outside are refused.
+
+    Raises:
+        ConfigError: a dtype, shape or bound that cannot be stored.
+    """
+
+    dtype: DTypeLike
+    shape: tuple[int, ...] = ()
+    low: int | tuple[int, ...] | None = None
+    high: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            dtype = np.dtype(self.dtype).newbyteorder("=")
+            shape = tuple(int(side) for side in self.shape)
+        except TypeError as error:
+            raise ConfigError(f"Field: expected a dtype and a shape, got {self.dtype!r} and {self.shape!r}.") from error
+        if dtype.hasobject or dtype.itemsize == 0:
+            raise ConfigError(f"Field: expected a dtype of fixed size, got {dtype}. Python objects cannot be stored.")
+        if any(side < 0 for side in shape):
+            raise ConfigError(f"Field: expected sides of at least 0, got shape {shape}.")
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "shape", shape)
+        if (self.low is None) != (self.high is None):
+            raise ConfigError(f"Field: expected both bounds or none, got low={self.low} and high={self.high}.")
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if bound is None:
+                continue
+            if dtype.kind not in "iu":
+                raise ConfigError(f"Field: expected no bounds for {dtype}, got {name}={bound}. Only integers have them.")
+            if not isinstance(bound, int):
+                bound = tuple(int(value) for value in bound)
+                if len(bound) != math.prod(shape):
+                    raise ConfigError(f"Field: expected {math.prod(shape)} values in {name}, got {len(bound)}.")
+                object.__setattr__(self, name, bound)
+
+    @property
+    def itemdtype(self) -> np.dtype[Any]:
+        """The dtype, as the `numpy.dtype` it was normalised to."""
+        return np.dtype(self.dtype)
+
+    def bounds(self) -> tuple[list[int], list[int]]:
+        """The lowest and highest value of each element in C order; two empty lists where there are no bounds."""
+        if self.low is None or self.high is None:
+            return [], []
+        size = math.prod(self.shape)
+        low, high = ([bound] * size if isinstance(bound, int) else list(bound) for bound in (self.low, self.high))
+        return low, high
+
+    def __str__(self) -> str:
+        return f"{self.itemdtype} {self.shape}"
+
+
+Tree: TypeAlias = "Field | dict[str, Tree] | tuple[Tree, ...]"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a transition. reward (float32), terminated and truncated (bool) are always there.
+
+    Attributes:
+        obs: a field, or a dict or tuple of fields (nested as deep as you like), of one observation.
+        action: likewise, of one action.
+        extras: further fields by name, stored and returned as given (log-probabilities, recurrent states, ...).
+        stacked: k where the environment gives observations that are stacks of k frames (leading axis k of every
+            observation field). Then only the newest frame of each is stored.
+        lanes: environments that step together; what `from_env` found.
+
+    Raises:
+        ConfigError: names or shapes that make no sense.
+    """
+
+    obs: Tree
+    action: Tree
+    extras: Mapping[str, Field] = field(default_factory=dict)
+    stacked: int = 1
+    lanes: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extras", dict(self.extras))
+        for tree, name in ((self.obs, "obs"), (self.action, "action")):
+            if not list(leaves(tree, name)):
+                raise ConfigError(f"Schema: expected at least one field in {name}, got {tree!r}.")
+        for name, extra in self.extras.items():
+            if name in RESERVED or not name.isidentifier():
+                raise ConfigError(f"Schema: expected another name for an extra field, got {name!r}.")
+            if not isinstance(extra, Field):
+                raise ConfigError(f"Schema: expected a Field for the extra {name!r}, got {extra!r}.")
+        for name, value in (("stacked", self.stacked), ("lanes", self.lanes)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"Schema: expected {name} to be an integer of at least 1, got {value!r}.")
+        for name, leaf in leaves(self.obs, "obs"):
+            if self.stacked > 1 and (not leaf.shape or leaf.shape[0] != self.stacked):
+                raise ConfigError(f"{name}: expected a leading axis of {self.stacked} frames, got shape {leaf.shape}.")
+
+    @classmethod
+    def from_spaces(
+        cls,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        stacked: int = 1,
+        extras: Mapping[str, Field] | None = None,
+        lanes: int = 1,
+    ) -> Schema:
+        """The schema of an environment with these Gymnasium spaces (of one environment, not of a batch of them).
+
+        Box, Discrete, MultiDiscrete, MultiBinary, Tuple and Dict are known, nested as you like. Discrete values are
+        checked against their space on every push.
+
+        Raises:
+            SchemaError: a space of variable size (Text, Sequence, Graph), which no array of fixed shape can hold.
+        """
+        return cls(
+            from_space(observation_space, "obs"), from_space(action_space, "action"), extras or {}, stacked, lanes
+        )
+
+    @classmethod
+    def from_env(cls, env: Any, *, stacked: int = 1, extras: Mapping[str, Field] | None = None) -> Schema:
+        """The schema of a Gymnasium environment or vector environment; `lanes` is its number of environments."""
+        return cls.from_spaces(
+            getattr(env, "single_observation_space", None) or env.observation_space,
+            getattr(env, "single_action_space", None) or env.action_space,
+            stacked=stacked,
+            extras=extras,
+            lanes=getattr(env, "num_envs", 1),
+        )
+
+    @classmethod
+    def from_values(cls, obs: Any, action: Any, extras: Mapping[str, Any], lanes: int, count: int | None) -> Schema:
+        """The schema of the first values pushed; `count`: the leading axis they have, if any."""
+        return cls(
+            _from_value(obs, "obs", count),
+            _from_value(action, "action", count),
+            {name: _from_array(value, name, count) for name, value in extras.items()},
+            lanes=lanes,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers, ready for JSON."""
+        return {
+            "obs": _tree_to_dict(self.obs),
+            "action": _tree_to_dict(self.action),
+            "extras": {name: _tree_to_dict(extra) for name, extra in self.extras.items()},
+            "stacked": self.stacked,
+            "lanes": self.lanes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schema:
+        """The inverse of `to_dict`."""
+        extras = {name: _field_from_dict(extra) for name, extra in data["extras"].items()}
+        return cls(
+            _tree_from_dict(data["obs"]), _tree_from_dict(data["action"]), extras, data["stacked"], data["lanes"]
+        )
+
+
+REWARD = Field(np.float32)
+FLAG = Field(np.bool_)
+
+
+def leaves(tree: Tree, name: str) -> Iterator[tuple[str, Field]]:
+    """The fields of a tree with their dotted names, in the order in which they are stored."""
+    if isinstance(tree, Field):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, child in tree.items():
+            yield from leaves(child, f"{name}.{key}")
+    elif isinstance(tree, tuple):
+        for index, child in enumerate(tree):
+            yield from leaves(child, f"{name}.{index}")
+    else:
+        raise ConfigError(f"{name}: expected a Field, a dict or a tuple of them, got {tree!r}.")
+
+
+def flatten(tree: Tree, value: Any, name: str) -> list[Any]:
+    """The values of a tree's fields, in the order of `leaves`.
+
+    Raises:
+        SchemaError: the value has other keys or another number of parts.
+    """
+    if isinstance(tree, Field):
+        return [value]
+    if isinstance(tree, Mapping):
+        if not isinstance(value, Mapping) or set(value) != set(tree):
+            got = list(value) if isinstance(value, Mapping) else type(value).__name__
+            raise SchemaError(f"{name}: expected a dict with keys {list(tree)}, got {got}.")
+        return [leaf for key, child in tree.items() for leaf in flatten(child, value[key], f"{name}.{key}")]
+    if not isinstance(value, tuple | list) or len(value) != len(tree):
+        got = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+        raise SchemaError(f"{name}: expected a tuple of {len(tree)}, got {got}.")
+    parts = zip(tree, value, strict=True)
+    return [leaf for index, (child, part) in enumerate(parts) for leaf in flatten(child, part, f"{name}.{index}")]
+
+
+def unflatten(tree: Tree, values: Iterator[Any]) -> Any:
+    """The inverse of `flatten`: takes its values from the iterator."""
+    if isinstance(tree, Field):
+        return next(values)
+    if isinstance(tree, Mapping):
+        return {key: unflatten(child, values) for key, child in tree.items()}
+    return tuple(unflatten(child, values) for child in tree)
+
+
+def conform(
+    value: Any,
+    leaf: Field,
+    name: str,
+    count: int | None = None,
+    lossy: bool = False,
+    mask: NDArray[np.bool_] | None = None,
+) -> NDArray[Any]:
+    """The value as an array of the field's dtype and shape (after a leading axis of `count`, where given).
+
+    Casts that lose nothing are done: integers that fit, widening of floats. Python's own numbers have no width
+    of their own and take the field's. With `lossy`, as rewards are, any real number becomes a float. Bounds are not
+    asked of what `mask` leaves out.
+
+    Raises:
+        SchemaError: another shape, a dtype that would lose something, or a value out of bounds.
+    """
+    shape = leaf.shape if count is None else (count, *leaf.shape)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"{name}: expected {leaf.itemdtype} {shape}, got a ragged sequence.") from error
+    if array.shape != shape or array.dtype.hasobject:
+        hint = " Build the schema with Schema.from_env, or reshape."
+        if count is not None and array.shape == leaf.shape:
+            hint = f" One value each of {count} is due; for a single transition use push, with lane= where there are several."
+        raise SchemaError(f"{name}: expected {leaf.itemdtype} {shape}, got {array.dtype} {array.shape}.{hint}")
+    weak = type(value) is float and leaf.itemdtype.kind == "f"
+    number = lossy and array.dtype.kind in "biuf"
+    if not (weak or number or _is_lossless(array, leaf.itemdtype)):
+        raise SchemaError(
+            f"{name}: expected {leaf.itemdtype} {shape}, got {array.dtype} {array.shape}, which would not fit"
+            " without loss. Build the schema with Schema.from_env, or cast."
+        )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, leaf.itemdtype).reshape(shape)
+    low, high = leaf.bounds()
+    if low and array.size:
+        within = (array >= np.reshape(low, leaf.shape)) & (array <= np.reshape(high, leaf.shape))
+        if mask is not None:
+            within[~mask] = True
+        if not within.all():
+            where = tuple(int(index) for index in np.argwhere(~within)[0])
+            element = np.ravel_multi_index(where[len(shape) - len(leaf.shape) :], leaf.shape) if leaf.shape else 0
+            raise SchemaError(
+                f"{name}: expected a value in [{low[element]}, {high[element]}], got {array[where]}"
+                + (f" (at {list(where)})." if where else ".")
+            )
+    return array
+
+
+def _is_lossless(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """True if every value of the array can be kept in this dtype."""
+    if array.dtype == dtype or array.size == 0:
+        return array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
+    if array.dtype.kind in "biu" and dtype.kind in "biufc":
+        smallest, largest = int(array.min()), int(array.max())
+        if dtype.kind in "iu":
+            return bool(np.iinfo(dtype).min <= smallest and largest <= np.iinfo(dtype).max)
+        if dtype.kind == "b":
+            return smallest >= 0 and largest <= 1
+        exact = 2 ** (np.finfo(dtype).nmant + 1)
+        return -exact <= smallest and largest <= exact
+    if array.dtype.kind == dtype.kind or (array.dtype.kind == "f" and dtype.kind == "c"):
+        return np.can_cast(array.dtype, dtype, "safe")
+    return False
+
+
+def from_space(space: Any, name: str) -> Tree:
+    """The fields of a Gymnasium space."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Box):
+        return Field(space.dtype, space.shape)
+    if isinstance(space, spaces.Discrete):
+        return Field(space.dtype, (), int(space.start), int(space.start + space.n - 1))
+    if isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start.ravel(), (space.start + space.nvec - 1).ravel()
+        return Field(space.dtype, space.shape, tuple(low.tolist()), tuple(high.tolist()))
+    if isinstance(space, spaces.MultiBinary):
+        return Field(space.dtype, space.shape, 0, 1)
+    if isinstance(space, spaces.Dict):
+        return {key: from_space(child, f"{name}.{key}") for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(from_space(child, f"{name}.{index}") for index, child in enumerate(space.spaces))
+    raise SchemaError(
+        f"{name}: expected a Box, Discrete, MultiDiscrete, MultiBinary, Tuple or Dict space, got {space}. "
+        "Flatten it to one of these in the environment, or write the schema out."
+    )
+
+
+def _from_value(value: Any, name: str, count: int | None) -> Tree:
+    if isinstance(value, Mapping):
+        return {str(key): _from_value(child, f"{name}.{key}", count) for key, child in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_from_value(child, f"{name}.{index}", count) for index, child in enumerate(value))
+    return _from_array(value, name, count)
+
+
+def _from_array(value: Any, name: str, count: int | None) -> Field:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"{name}: expected an array, got a ragged sequence.") from error
+    if array.dtype.hasobject or array.dtype.itemsize == 0:
+        raise SchemaError(f"{name}: expected numbers of a fixed size, got {type(value).__name__} ({array.dtype}).")
+    if count is not None and array.shape[:1] != (count,):
+        raise SchemaError(
+            f"{name}: expected a leading axis of {count} (one value a lane), got shape {array.shape}. "
+            "Say lane= to push one transition."
+        )
+    return Field(array.dtype, array.shape if count is None else array.shape[1:])
+
+
+def _tree_to_dict(tree: Tree) -> Any:
+    if isinstance(tree, Field):
+        return {"dtype": tree.itemdtype.str, "shape": list(tree.shape), "low": tree.low, "high": tree.high}
+    if isinstance(tree, Mapping):
+        return {"dict": {key: _tree_to_dict(child) for key, child in tree.items()}}
+    return {"tuple": [_tree_to_dict(child) for child in tree]}
+
+
+def _tree_from_dict(data: Mapping[str, Any]) -> Tree:
+    if "dict" in data:
+        return {key: _tree_from_dict(child) for key, child in data["dict"].items()}
+    if "tuple" in data:
+        return tuple(_tree_from_dict(child) for child in data["tuple"])
+    return _field_from_dict(data)
+
+
+def _field_from_dict(data: Mapping[str, Any]) -> Field:
+    low, high = (tuple(bound) if isinstance(bound, list) else bound for bound in (data["low"], data["high"]))
+    return Field(np.dtype(data["dtype"]), tuple(data["shape"]), low, high)

@@ -1,0 +1,158 @@
+"""Gymnasium's environment protocol -> transitions. Nothing else knows about resets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive.errors import ConfigError, ProtocolError, SchemaError
+from relive.schema import Schema, flatten, unflatten
+
+if TYPE_CHECKING:
+    from relive.buffer import ReplayBuffer
+
+
+class Writer:
+    """Stores what `envs.step` returns, one lane an environment, and no ghost transition.
+
+    The autoreset mode is read from `envs.metadata`:
+
+    - NEXT_STEP: the step after an end only resets; it is not stored.
+    - SAME_STEP: the step that ends an episode returns the next one's first observation; the true final one is taken from
+      `info["final_obs"]`.
+    - DISABLED (and a single environment): the caller resets and says so, `writer.reset(obs, mask)`.
+
+    Observations are copied: environments may reuse their arrays.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, envs: Any) -> None:
+        self._is_vector = hasattr(envs, "num_envs")
+        self._num_envs = envs.num_envs if self._is_vector else 1
+        if self._num_envs != buffer.lanes:
+            raise ConfigError(
+                f"writer: expected {buffer.lanes} environments, one a lane of the buffer, got {self._num_envs}. "
+                f"Make the buffer with lanes={self._num_envs} or Schema.from_env(envs)."
+            )
+        assert buffer.schema is not None
+        self._buffer = buffer
+        self._schema: Schema = buffer.schema
+        mode = (getattr(envs, "metadata", None) or {}).get("autoreset_mode") if self._is_vector else "DISABLED"
+        self._mode = str(getattr(mode, "name", mode)).upper()
+        if self._mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
+            raise ConfigError(
+                f"writer: expected envs.metadata['autoreset_mode'] to be NEXT_STEP, SAME_STEP or DISABLED, got {mode!r}. "
+                "Gymnasium's vector environments say it since version 1.1."
+            )
+        self._obs: list[NDArray[Any]] | None = None  # what each environment's next action is based on
+        self._ended = np.zeros(self._num_envs, np.bool_)
+
+    def reset(self, obs: Any, mask: NDArray[np.bool_] | None = None) -> None:
+        """Tells the writer what `envs.reset` returned.
+
+        Args:
+            obs: the observations, leading axis num_envs (none for a single environment).
+            mask: bool [num_envs], the environments that were reset; None for all.
+
+        Raises:
+            ProtocolError: a mask before the first full reset.
+            SchemaError: a mask of another shape or dtype.
+        """
+        arrived = self._leaves(obs)
+        if mask is None:
+            self._obs = arrived
+            self._ended = np.zeros(self._num_envs, np.bool_)
+            return
+        if self._obs is None:
+            raise ProtocolError("reset: expected a reset of all environments first, got a mask. Leave the mask out.")
+        chosen = np.asarray(mask)
+        if chosen.dtype != np.bool_ or chosen.shape != (self._num_envs,):
+            raise SchemaError(f"mask: expected bool ({self._num_envs},), got {chosen.dtype} {chosen.shape}.")
+        for leaf, new in zip(self._obs, arrived, strict=True):
+            leaf[chosen] = new[chosen]
+        self._ended = self._ended & ~chosen
+
+    def step(
+        self,
+        action: Any,
+        obs: Any,
+        reward: Any,
+        terminated: Any,
+        truncated: Any,
+        info: Mapping[str, Any],
+        **extras: Any,
+    ) -> Any:
+        """Stores one step: the actions taken and what `envs.step(action)` returned.
+
+        Args:
+            action: the actions given to `envs.step`, leading axis num_envs (none for a single environment).
+            obs: the observations it returned.
+            reward: the rewards.
+            terminated: bool.
+            truncated: bool.
+            info: read for the final observations under SAME_STEP.
+            **extras: the extra fields of the schema, as in `ReplayBuffer.push`.
+
+        Returns:
+            int64 [num_envs]: ids of the stored transitions, -1 where an environment only reset. An int for a single
+            environment.
+
+        Raises:
+            ProtocolError: no reset yet, an environment that ended was not reset, or no final observation in `info`.
+            SchemaError: a value does not fit the schema; then nothing is stored.
+        """
+        if self._obs is None:
+            raise ProtocolError("step: expected writer.reset(obs) first. Call it with what envs.reset() returned.")
+        if self._mode == "DISABLED" and self._ended.any():
+            raise ProtocolError(
+                f"step: expected environments {np.flatnonzero(self._ended).tolist()} to be reset, their episodes ended. "
+                "Reset them and tell the writer: writer.reset(obs, mask)."
+            )
+        arrived = self._leaves(obs)
+        reward, terminated, truncated = (self._lead(value) for value in (reward, terminated, truncated))
+        ended = terminated.astype(np.bool_) | truncated.astype(np.bool_)
+        following = self._with_finals(arrived, ended, info) if self._mode == "SAME_STEP" and ended.any() else arrived
+        resets = self._ended if self._mode == "NEXT_STEP" and self._ended.any() else None
+        ids = self._buffer.push(
+            unflatten(self._schema.obs, iter(self._obs)),
+            unflatten(self._schema.action, map(self._lead, flatten(self._schema.action, action, "action"))),
+            reward,
+            terminated,
+            unflatten(self._schema.obs, iter(following)),
+            truncated=truncated,
+            mask=None if resets is None else ~resets,
+            lane=None,
+            **{name: self._lead(value) for name, value in extras.items()},
+        )
+        self._obs = arrived
+        if self._mode == "DISABLED":
+            self._ended = ended
+        elif self._mode == "NEXT_STEP":
+            self._ended = ended if resets is None else ended & ~resets
+        return ids if self._is_vector else int(ids[0])
+
+    def _lead(self, value: Any) -> NDArray[Any]:
+        """The value with a leading axis, which those of a single environment lack."""
+        array = np.asarray(value)
+        return array if self._is_vector else array[None]
+
+    def _leaves(self, obs: Any) -> list[NDArray[Any]]:
+        return [self._lead(leaf).copy() for leaf in flatten(self._schema.obs, obs, "obs")]
+
+    def _with_finals(
+        self, arrived: list[NDArray[Any]], ended: NDArray[np.bool_], info: Mapping[str, Any]
+    ) -> list[NDArray[Any]]:
+        """The observations that follow the actions: the final ones in place of those of a reset."""
+        finals = info.get("final_obs")
+        following = [leaf.copy() for leaf in arrived]
+        for lane in np.flatnonzero(ended):
+            if finals is None or finals[lane] is None:
+                raise ProtocolError(
+                    f"step: expected info['final_obs'] for environment {lane}, whose episode ended, got none. "
+                    "Pass the info that envs.step returned."
+                )
+            for leaf, final in zip(following, flatten(self._schema.obs, finals[lane], "final_obs"), strict=True):
+                leaf[lane] = final
+        return following
