@@ -108,7 +108,7 @@ def run(*jobs: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("depth", [3, 50, 2_000])
 def test_threads_push_and_sample_at_once(depth):
-    """Four lanes, each written by its thread, one step or a block at a time; four readers. Small depths evict always."""
+    """Four lanes, each written by its own thread, by single steps and blocks; four readers."""
     lanes, steps, n = 4, 1_500, 3
     buffer = make(lanes, depth, n, seed=0)
     buffer.push(**transition(np.zeros(lanes, np.int64), np.arange(lanes)))
