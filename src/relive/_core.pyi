@@ -1,0 +1,36 @@
+"""
+The native core of relive: appends, draws and assembles over memory that Python owns.
+"""
+
+from collections.abc import Sequence
+
+
+MAX_LANE_CAPACITY: int = 1073741823
+
+PACKED_LIMIT: int = 512
+
+def measure(obs: Sequence, rest: Sequence, lanes: int, lane_capacity: int, stacked: int, history: int) -> dict: ...
+
+class Core:
+    def __init__(self, memory: object, obs: Sequence, actions: Sequence, extras: Sequence, lanes: int, lane_capacity: int, stacked: int, history: int, seed: int) -> None: ...
+
+    def append_one(self, arg0: int, /, *args) -> object: ...
+
+    def append_many(self, lane: int, mask: object | None, ids: object, *values) -> bool: ...
+
+    def clear(self) -> None: ...
+
+    def ids(self) -> list[int]: ...
+
+    @property
+    def live(self) -> int: ...
+
+    @property
+    def draws(self) -> int: ...
+
+class Reader:
+    def __init__(self, core: Core, n: int, gamma: float, stack: int, pad_with_zeros: bool) -> None: ...
+
+    def sample(self, count: int, out: object | None) -> object: ...
+
+    def get(self, ids: object, out: object | None) -> object: ...
