@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 import relive.train
 
@@ -31,9 +32,9 @@ def spectator(steps: int) -> Iterator[Report]:
 
 @contextmanager
 def _bar(console: Console, steps: int) -> Iterator[Report]:
-    columns = (BarColumn(bar_width=16), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+    columns = (BarColumn(bar_width=None), TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)))
     # Drawn when the loop reports, not by a thread of its own that would take the interpreter from the loop.
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
+    with Progress(*columns, console=console, auto_refresh=False, expand=True) as progress:
         task = progress.add_task("", total=steps, text="")
 
         def report(now: relive.train.Progress) -> None:
@@ -69,4 +70,4 @@ def _text(now: relive.train.Progress) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4g}"
+    return "-" if math.isnan(value) else f"{value:.3g}"

@@ -42,7 +42,7 @@ def run(args: Sequence[str]) -> int:
     make_env(config.env).close()  # refuse what cannot be trained before a directory is made
     run_dir = options.out or new_run_dir(Path("runs"), config.env, config.seed)
     claim_run_dir(run_dir)  # here too, so that a directory that cannot be had is the first thing said
-    print(f"Training in {config.env}, seed {config.seed}, into {run_dir}. Ctrl-C ends it early.", flush=True)
+    print(f"Training in {config.env}, seed {config.seed}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
     try:
         with spectator(config.steps) as report:
             result = train(config, run_dir, report=report)

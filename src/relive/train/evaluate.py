@@ -24,7 +24,7 @@ FINAL_SEED = 2_000_000
 """First seed of the evaluation at the end: episodes that no decision of the run has seen."""
 
 LANES = 16
-"""Environments that take turns at the episodes: enough to make the network's calls cheap, few enough to be made fast."""
+"""Environments that take turns at the episodes: enough to make the network's calls cheap, few enough to make soon."""
 
 
 def greedy(agent: DQN, action_space: gymnasium.Space[Any]) -> Act:
@@ -61,7 +61,8 @@ class Evaluation:
         return float(np.std(self.returns))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} episodes"
+        digits = 1 if max(map(abs, self.returns)) >= 10 else 3
+        return f"{self.mean:.{digits}f} ± {self.std:.{digits}f} over {len(self.returns)} episodes"
 
 
 def evaluate(

@@ -33,9 +33,9 @@ class Row:
     epsilon: float
     """Probability of a random action."""
     loss: float
-    """Mean loss of the updates since the row before."""
+    """Mean loss of the updates since the row before (of every eighth)."""
     q_mean: float
-    """Mean Q(s, a) over the batches since the row before."""
+    """Mean Q(s, a) over the same batches."""
     return_mean: float
     """Mean return of the training episodes (actions partly random) that ended since the row before."""
     eval_mean: float

@@ -30,6 +30,12 @@ ROWS = 200
 REPORT_SECONDS = 0.25
 """Wall time between two reports of progress."""
 
+METER_EVERY = 8
+"""Updates between two whose loss is averaged: measuring each would cost a twentieth of a small network's update."""
+
+RATE_REPORTS = 40
+"""Reports over which the rate of progress is measured: about ten seconds."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -41,9 +47,9 @@ class Progress:
     return_mean: float
     """Mean return of the last (up to) 100 training episodes, NaN before the first has ended."""
     loss: float
-    """Mean loss of the newest updates, NaN before the first."""
+    """Mean loss of the newest updates (every eighth is measured), NaN before the first."""
     steps_per_second: float
-    """Over the whole run so far, evaluations included: what the time left is made of."""
+    """Over the last seconds, evaluations included: what the time left is reckoned with."""
     evaluation: Evaluation | None
     """The evaluation just made, once; else None."""
 
@@ -78,7 +84,7 @@ class LoopState:
 
 
 class LossMeter:
-    """Means over the updates since the last row, kept on the device so that no update waits for a number."""
+    """Means over updates since the last row, kept on the device so that no update waits for a number."""
 
     def __init__(self, device: str) -> None:
         self._sums = torch.zeros(2, device=device)  # f32[2]: loss, q
@@ -148,6 +154,7 @@ class Trainer:
         self._obs = obs
         self._stack = FrameStack(config.stack, obs) if config.stack > 1 else None
         self._began = self._reported = time.perf_counter()
+        self._marks = deque([(self._began, 0)], maxlen=RATE_REPORTS)
         self._row_every = max(1, config.steps // ROWS)
         self._row_step, self._row_seconds = 0, 0.0
 
@@ -176,7 +183,7 @@ class Trainer:
         now = time.perf_counter()
         if evaluation is not None or now - self._reported >= REPORT_SECONDS:
             self._reported = now
-            self._report(self._progress(evaluation))
+            self._report(self._progress(now, evaluation))
 
     def _interact(self) -> None:
         state = self.state
@@ -201,7 +208,9 @@ class Trainer:
 
     def _learn(self) -> None:
         batch = self.buffer.sample(self.config.agent.batch_size, output="torch", device=self.config.device)
-        self._meter.add(self.agent.update(batch))
+        update = self.agent.update(batch)
+        if self.state.updates % METER_EVERY == 0:
+            self._meter.add(update)
         self.state.updates += 1
 
     def _evaluate(self) -> Evaluation | None:
@@ -246,15 +255,17 @@ class Trainer:
         self._row_step, self._row_seconds = state.step, learning
         state.fresh.clear()
 
-    def _progress(self, evaluation: Evaluation | None) -> Progress:
+    def _progress(self, now: float, evaluation: Evaluation | None) -> Progress:
         state = self.state
+        marked, marked_step = self._marks[0]
+        self._marks.append((now, state.step))
         return Progress(
             step=min(state.step, self.config.steps),
             steps=self.config.steps,
             episodes=state.episodes,
             return_mean=float(np.mean(state.recent)) if state.recent else math.nan,
             loss=self._meter.peek()[0],
-            steps_per_second=state.step / (time.perf_counter() - self._began),
+            steps_per_second=(state.step - marked_step) / max(now - marked, 1e-9),
             evaluation=evaluation,
         )
 
