@@ -127,10 +127,14 @@ class ValueType {
 
   bool within_bounds(const char* bytes, int64_t count, const uint8_t* chosen) const {
     switch (PyDataType_ELSIZE(descr())) {
-      case 1: return is_signed() ? all_within<int8_t>(bytes, count, chosen) : all_within<uint8_t>(bytes, count, chosen);
-      case 2: return is_signed() ? all_within<int16_t>(bytes, count, chosen) : all_within<uint16_t>(bytes, count, chosen);
-      case 4: return is_signed() ? all_within<int32_t>(bytes, count, chosen) : all_within<uint32_t>(bytes, count, chosen);
-      default: return is_signed() ? all_within<int64_t>(bytes, count, chosen) : all_within<uint64_t>(bytes, count, chosen);
+      case 1:
+        return is_signed() ? all_within<int8_t>(bytes, count, chosen) : all_within<uint8_t>(bytes, count, chosen);
+      case 2:
+        return is_signed() ? all_within<int16_t>(bytes, count, chosen) : all_within<uint16_t>(bytes, count, chosen);
+      case 4:
+        return is_signed() ? all_within<int32_t>(bytes, count, chosen) : all_within<uint32_t>(bytes, count, chosen);
+      default:
+        return is_signed() ? all_within<int64_t>(bytes, count, chosen) : all_within<uint64_t>(bytes, count, chosen);
     }
   }
 

@@ -178,13 +178,18 @@ class Core {
     return draws;
   }
 
-  std::vector<int64_t> ids() {
+  nb::object ids() {
     std::vector<int64_t> ids;
     locked(arena_.header().mutex, UINT64_MAX, [&] {
       ids.resize(arena_.header().live);
       live_ids(arena_, ids.data());
     });
-    return ids;
+    npy_intp shape[] = {static_cast<npy_intp>(ids.size())};
+    nb::object array = nb::steal(PyArray_SimpleNew(1, shape, NPY_INT64));
+    if (!array.is_valid()) throw nb::python_error();
+    std::copy(ids.begin(), ids.end(),
+              static_cast<int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr()))));
+    return array;
   }
 
   const Arena& arena() const { return arena_; }
@@ -267,8 +272,10 @@ class Reader {
       if (stack > 1) shape.insert(shape.begin(), stack);
       types_.emplace_back(type.descr(), shape, std::vector<int64_t>{}, std::vector<int64_t>{});
     };
-    const auto number = [&](int type) { types_.emplace_back(PyArray_DescrFromType(type), std::vector<npy_intp>{},
-                                                            std::vector<int64_t>{}, std::vector<int64_t>{}); };
+    const auto number = [&](int type) {
+      types_.emplace_back(PyArray_DescrFromType(type), std::vector<npy_intp>{}, std::vector<int64_t>{},
+                          std::vector<int64_t>{});
+    };
     for (const ValueType& type : core.obs_types()) observation(type);
     for (const ValueType& type : core.rest_types()) types_.push_back(type);
     number(NPY_FLOAT32);
@@ -280,7 +287,8 @@ class Reader {
   }
 
   // A batch of `count` transitions drawn uniformly, as a tuple of arrays: obs..., actions..., extras..., reward,
-  // terminated, truncated, next_obs..., discount, ids. Into `out`, such a tuple, where given. None if the buffer is empty.
+  // terminated, truncated, next_obs..., discount, ids. Into `out`, such a tuple, where given. None if the buffer is
+  // empty.
   nb::object sample(uint64_t count, nb::handle out) {
     nb::tuple arrays = batch(count, out);
     const BatchArrays to = addresses(arrays);
@@ -365,7 +373,9 @@ class Reader {
 
   BatchArrays addresses(nb::handle arrays) const {
     size_t at = 0;
-    const auto next = [&] { return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), at++))); };
+    const auto next = [&] {
+      return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), at++)));
+    };
     BatchArrays to;
     for (size_t i = 0; i < core_.obs_types().size(); ++i) to.obs.push_back(next());
     for (size_t i = 0; i < core_.rest_types().size(); ++i) to.rest.push_back(next());
@@ -403,25 +413,40 @@ NB_MODULE(_core, module) {
     }
   });
   module.attr("MAX_LANE_CAPACITY") = kMaxLaneCapacity;
-  module.attr("PACKED_LIMIT") = kPackedLimit;
+#define RELIVE_FIELDS "collections.abc.Sequence[tuple[numpy.dtype[typing.Any], list[int], list[int], list[int]]]"
   module.def("measure", &measure, nb::arg("obs"), nb::arg("rest"), nb::arg("lanes"), nb::arg("lane_capacity"),
-             nb::arg("stacked"), nb::arg("history"));
+             nb::arg("stacked"), nb::arg("history"),
+             nb::sig("def measure(obs: " RELIVE_FIELDS ", rest: " RELIVE_FIELDS
+                     ", lanes: int, lane_capacity: int, stacked: int, history: int) -> dict[str, int]"));
   nb::class_<Core>(module, "Core")
       .def(nb::init<nb::handle, nb::sequence, nb::sequence, nb::sequence, uint64_t, uint64_t, uint32_t, uint32_t,
                     uint64_t>(),
            nb::arg("memory"), nb::arg("obs"), nb::arg("actions"), nb::arg("extras"), nb::arg("lanes"),
-           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("seed"))
-      .def("append_one", &Core::append_one)
-      .def("append_many", &Core::append_many, nb::arg("lane"), nb::arg("mask").none(), nb::arg("ids"), nb::arg("values"))
+           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("seed"),
+           nb::sig("def __init__(self, memory: typing.Any, obs: " RELIVE_FIELDS ", actions: " RELIVE_FIELDS
+                   ", extras: " RELIVE_FIELDS
+                   ", lanes: int, lane_capacity: int, stacked: int, history: int, seed: int) -> None"))
+      .def("append_one", &Core::append_one,
+           nb::sig("def append_one(self, lane: int, /, *values: typing.Any) -> int | None"))
+      .def("append_many", &Core::append_many, nb::arg("lane"), nb::arg("mask").none(), nb::arg("ids"),
+           nb::arg("values"),
+           nb::sig("def append_many(self, lane: int, mask: numpy.typing.NDArray[numpy.bool_] | None, "
+                   "ids: numpy.typing.NDArray[numpy.int64], *values: typing.Any) -> bool"))
       .def("clear", &Core::clear)
-      .def("ids", &Core::ids)
+      .def("ids", &Core::ids, nb::sig("def ids(self) -> numpy.typing.NDArray[numpy.int64]"))
       .def_prop_ro("live", &Core::live)
       .def_prop_ro("draws", &Core::draws);
+#undef RELIVE_FIELDS
+#define RELIVE_ARRAYS "tuple[numpy.typing.NDArray[typing.Any], ...]"
   nb::class_<Reader>(module, "Reader")
       .def(nb::init<Core&, uint32_t, double, uint32_t, bool>(), nb::keep_alive<1, 2>(), nb::arg("core"), nb::arg("n"),
            nb::arg("gamma"), nb::arg("stack"), nb::arg("pad_with_zeros"))
-      .def("sample", &Reader::sample, nb::arg("count"), nb::arg("out").none())
-      .def("get", &Reader::get, nb::arg("ids"), nb::arg("out").none());
+      .def("sample", &Reader::sample, nb::arg("count"), nb::arg("out").none(),
+           nb::sig("def sample(self, count: int, out: " RELIVE_ARRAYS " | None) -> " RELIVE_ARRAYS " | None"))
+      .def("get", &Reader::get, nb::arg("ids"), nb::arg("out").none(),
+           nb::sig("def get(self, ids: numpy.typing.NDArray[numpy.int64], out: " RELIVE_ARRAYS
+                   " | None) -> " RELIVE_ARRAYS " | int"));
+#undef RELIVE_ARRAYS
 }
 
 }  // namespace relive

@@ -88,7 +88,9 @@ class Arena {
   const Layout* layout_;
 };
 
-inline uint32_t position(const Words& words) { return words.step & kMaxPosition; }
+inline uint32_t position(const Words& words) {
+  return words.step & kMaxPosition;
+}
 
 // True if nothing of the episode follows this transition in the buffer: it ended here, or the lane ends here.
 inline bool is_last(const Words& words, uint64_t next_row, uint64_t head_row) {

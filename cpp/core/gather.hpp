@@ -28,15 +28,24 @@ void copy_fixed(char* to, uint64_t stride, const char* const* from, uint64_t cou
 // Copies `count` values of `bytes` bytes to `to`, `to + stride`, ...; a null source stands for zeros.
 inline void copy_values(char* to, uint64_t stride, const char* const* from, uint64_t count, uint64_t bytes) {
   switch (bytes) {
-    case 1: return copy_fixed<1>(to, stride, from, count);
-    case 2: return copy_fixed<2>(to, stride, from, count);
-    case 4: return copy_fixed<4>(to, stride, from, count);
-    case 8: return copy_fixed<8>(to, stride, from, count);
-    case 12: return copy_fixed<12>(to, stride, from, count);
-    case 16: return copy_fixed<16>(to, stride, from, count);
-    case 24: return copy_fixed<24>(to, stride, from, count);
-    case 32: return copy_fixed<32>(to, stride, from, count);
-    default: break;
+    case 1:
+      return copy_fixed<1>(to, stride, from, count);
+    case 2:
+      return copy_fixed<2>(to, stride, from, count);
+    case 4:
+      return copy_fixed<4>(to, stride, from, count);
+    case 8:
+      return copy_fixed<8>(to, stride, from, count);
+    case 12:
+      return copy_fixed<12>(to, stride, from, count);
+    case 16:
+      return copy_fixed<16>(to, stride, from, count);
+    case 24:
+      return copy_fixed<24>(to, stride, from, count);
+    case 32:
+      return copy_fixed<32>(to, stride, from, count);
+    default:
+      break;
   }
   const bool chunks = bytes >= 16 && bytes <= 256;
   for (uint64_t i = 0; i < count; ++i) {

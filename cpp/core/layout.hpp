@@ -19,9 +19,9 @@ namespace relive {
 inline constexpr uint64_t kMagic = 0x31305645494C4552u;  // "RELIVE01"
 inline constexpr uint32_t kFormat = 1;
 inline constexpr uint64_t kPage = 4096;
-inline constexpr uint64_t kPackedLimit = 512;              // a larger field gets a column
-inline constexpr uint32_t kMaxPosition = (1u << 30) - 1;   // positions in an episode saturate here
-inline constexpr uint64_t kMaxLaneCapacity = kMaxPosition; // so that saturated positions still tell episodes apart
+inline constexpr uint64_t kPackedLimit = 512;               // a larger field gets a column
+inline constexpr uint32_t kMaxPosition = (1u << 30) - 1;    // positions in an episode saturate here
+inline constexpr uint64_t kMaxLaneCapacity = kMaxPosition;  // so that saturated positions still tell episodes apart
 
 struct Spec {
   std::vector<uint64_t> obs;   // bytes of each observation leaf; of one frame where stacked > 1
@@ -98,7 +98,9 @@ struct Layout {
   uint64_t region(uint64_t count, uint64_t bytes);
 };
 
-inline uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+inline uint64_t round_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Reserves a region at the next page and returns its offset; overflow is an error, never a small arena.
 inline uint64_t Layout::region(uint64_t count, uint64_t bytes) {

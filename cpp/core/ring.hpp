@@ -63,11 +63,13 @@ class Ring {
     const uint64_t previous = arena_.before(row, base, 1);
     const bool goes_on = state.open && continues(base, row, previous, block, i);
     const uint32_t at = goes_on ? std::min(position(arena_.words(previous)) + 1, kMaxPosition) : 0;
-    if (state.open && !goes_on) keep_final(lane, state, previous, [&](const Leaf& leaf, size_t) {
-      return arena_.value(leaf, row);  // a discontinuity: the next_obs that was waiting here is a final one
-    });
+    if (state.open && !goes_on)
+      keep_final(lane, state, previous, [&](const Leaf& leaf, size_t) {
+        return arena_.value(leaf, row);  // a discontinuity: the next_obs that was waiting here is a final one
+      });
 
-    // The oldest transition goes before its bytes do, so that an interrupted append shows one transition less, never a torn one.
+    // The oldest transition goes before its bytes do, so that an interrupted append shows one transition less, never a
+    // torn one.
     if (state.head - state.begin == layout_.spec.lane_capacity) {
       ++state.begin;
       --arena_.header().live;
@@ -90,7 +92,8 @@ class Ring {
     if (state.open) {
       store_obs(block.next_obs, i, next_row);
     } else {
-      keep_final(lane, state, row, [&](const Leaf& leaf, size_t index) { return newest(block.next_obs, leaf, index, i); });
+      keep_final(lane, state, row,
+                 [&](const Leaf& leaf, size_t index) { return newest(block.next_obs, leaf, index, i); });
     }
 
     state.head_row = static_cast<uint32_t>(next_row - base);

@@ -26,7 +26,10 @@ struct BatchArrays {
 class TransitionView {
  public:
   TransitionView(const Layout& layout, uint32_t n, double gamma, uint32_t stack, bool pad_with_zeros)
-      : layout_(layout), n_(n), frames_(stack * layout.spec.stacked), padding_(pad_with_zeros ? kPrefixZeros : kPrefixRepeat) {
+      : layout_(layout),
+        n_(n),
+        frames_(stack * layout.spec.stacked),
+        padding_(pad_with_zeros ? kPrefixZeros : kPrefixRepeat) {
     double power = 1.0;
     for (uint32_t step = 0; step <= n; ++step, power *= gamma) powers_.push_back(power);
   }
@@ -39,18 +42,17 @@ class TransitionView {
     prefetch_block(arena, anchors, std::min(count, kBlock));
     for (uint64_t first = 0; first < count; first += kBlock) {
       const uint64_t size = std::min(kBlock, count - first);
-      if (first + size < count)
-        prefetch_block(arena, anchors + first + size, std::min(kBlock, count - first - size));
+      if (first + size < count) prefetch_block(arena, anchors + first + size, std::min(kBlock, count - first - size));
       assemble_block(arena, anchors + first, size, first, out);
     }
   }
 
  private:
   struct Window {
-    uint64_t last;      // row of the last step used
-    uint64_t next;      // row after it
+    uint64_t last;         // row of the last step used
+    uint64_t next;         // row after it
     uint32_t at, last_at;  // positions in the episode of the first and the last step
-    uint32_t final;     // slot + 1 of the final observation, or 0: next_obs is in the next row
+    uint32_t final;        // slot + 1 of the final observation, or 0: next_obs is in the next row
   };
 
   void prefetch_block(const Arena& arena, const Anchor* anchors, uint64_t size) const {

@@ -274,7 +274,7 @@ class ReplayBuffer:
     @property
     def ids(self) -> NDArray[np.int64]:
         """Ids of all live transitions, ascending: int64 [len(buffer)]. Cost: O(len)."""
-        return np.array(self._core.ids() if self._schema is not None else [], np.int64)
+        return self._core.ids() if self._schema is not None else np.empty(0, np.int64)
 
     @property
     def capacity(self) -> int:
@@ -340,8 +340,12 @@ class ReplayBuffer:
         """True if a value of one lane has a leading axis of size 1 all the same."""
         if self._schema is None:
             return False
-        name, field = next(leaves(self._schema.obs, "obs"))
-        return np.ndim(flatten(self._schema.obs, obs, name.split(".")[0])[0]) == len(field.shape) + 1
+        _, field = next(leaves(self._schema.obs, "obs"))
+        value = flatten(self._schema.obs, obs, "obs")[0]
+        try:
+            return np.ndim(value) == len(field.shape) + 1
+        except ValueError:  # a ragged sequence, refused later with its name
+            return False
 
     def _check_lane(self, lane: int | None) -> int:
         if lane is None and self._lanes == 1:

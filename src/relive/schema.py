@@ -285,7 +285,7 @@ def conform(
 def _is_lossless(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     """True if every value of the array can be kept in this dtype."""
     if array.dtype == dtype or array.size == 0:
-        return array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
+        return bool(np.can_cast(array.dtype, dtype, "same_kind"))
     if array.dtype.kind in "biu" and dtype.kind in "biufc":
         smallest, largest = int(array.min()), int(array.max())
         if dtype.kind in "iu":
@@ -293,9 +293,9 @@ def _is_lossless(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
         if dtype.kind == "b":
             return smallest >= 0 and largest <= 1
         exact = 2 ** (np.finfo(dtype).nmant + 1)
-        return -exact <= smallest and largest <= exact
+        return bool(-exact <= smallest and largest <= exact)
     if array.dtype.kind == dtype.kind or (array.dtype.kind == "f" and dtype.kind == "c"):
-        return np.can_cast(array.dtype, dtype, "safe")
+        return bool(np.can_cast(array.dtype, dtype, "safe"))
     return False
 
 

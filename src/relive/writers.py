@@ -123,8 +123,7 @@ class Writer:
             unflatten(self._schema.obs, iter(following)),
             truncated=truncated,
             mask=None if resets is None else ~resets,
-            lane=None,
-            **{name: self._lead(value) for name, value in extras.items()},
+            **{name: self._lead(value) for name, value in extras.items()},  # type: ignore[arg-type]
         )
         self._obs = arrived
         if self._mode == "DISABLED":
