@@ -137,6 +137,7 @@ PUSH_MANY = {
     "reward too short": (many(reward=np.zeros(2, F32)), ["expected", "got"]),
     "obs too long": (many(obs=np.zeros((4, 4), F32)), ["obs", "(4, 4)"]),
     "next_obs of one": (many(next_obs=np.zeros(4, F32)), ["next_obs"]),
+    "reward ragged": (many(reward=[[1.0], [1.0, 2.0], []]), ["reward"]),
     "reward object": (many(reward=np.array([1.0, None, 2.0], object)), ["reward"]),
     "terminated too long": (many(terminated=np.zeros(4, bool)), ["terminated", "(4,)"]),
     "truncated too long": (many(truncated=np.zeros(4, bool)), ["truncated", "(4,)"]),
@@ -179,7 +180,16 @@ def test_a_lane_must_be_named_where_there_are_several():
 
 @pytest.mark.parametrize(
     "mask",
-    [np.ones(2, bool), np.ones((3, 1), bool), np.ones(3), np.array(True), np.array([0, 1, 2]), "all", [None] * 3],
+    [
+        np.ones(2, bool),
+        np.ones((3, 1), bool),
+        np.ones(3),
+        np.array(True),
+        np.array([0, 1, 2]),
+        "all",
+        [None] * 3,
+        [[True], []],
+    ],
 )
 def test_a_mask_that_does_not_fit(mask):
     refused(held(3), lambda b: b.push(**many(), mask=mask), relive.ReplayError, ValueError, "mask")
@@ -240,7 +250,17 @@ def test_ids_of_lanes_of_different_length():
 
 @pytest.mark.parametrize(
     "ids",
-    [np.array([2.0]), np.array([True]), np.array(["2"]), np.array([None]), np.array([[2]]), np.array(2), "ids", None],
+    [
+        [[1], [1, 2]],
+        np.array([2.0]),
+        np.array([True]),
+        np.array(["2"]),
+        np.array([None]),
+        np.array([[2]]),
+        np.array(2),
+        "ids",
+        None,
+    ],
     ids=repr,
 )
 def test_ids_that_are_no_ids(ids):
@@ -282,7 +302,7 @@ def test_capacities_and_lanes(capacity, lanes, pieces):
 
 
 def test_lanes_that_contradict_the_schema():
-    with pytest.raises(relive.ConfigError, match=r"lanes.*"):
+    with pytest.raises(relive.ConfigError, match="lanes"):
         relive.ReplayBuffer(8, schema(2), lanes=4)
 
 

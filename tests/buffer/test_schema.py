@@ -216,6 +216,30 @@ def test_equality_and_json():
         assert relive.Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
 
 
+def test_bounds_may_be_numpy_integers():
+    assert Field("int64", (), np.int64(0), np.uint8(3)) == Field("int64", (), 0, 3)
+    assert Field("int64", (2,), np.array([0, 1]), np.array([3, 4])) == Field("int64", (2,), (0, 1), (3, 4))
+
+
+def test_a_structured_dtype_survives_json():
+    record = np.dtype([("position", "f4", (2,)), ("name", "U3")])
+    schema = relive.Schema(Field("float32"), Field("int64"), {"record": Field(record, (2,))})
+    assert relive.Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+    value = np.array([([1, 2], "abc"), ([3, 4], "d")], record)
+    buffer = relive.ReplayBuffer(2, schema)
+    buffer.push(0.0, 0, 0.0, False, 1.0, record=value)
+    assert buffer.get([0]).record.tobytes() == value.tobytes()
+
+
+def test_a_schema_does_not_follow_the_dict_it_was_made_of():
+    tree, extras = {"x": Field("float32")}, {"tag": Field("int8")}
+    schema = relive.Schema(tree, tree, extras)
+    before = schema.to_dict()
+    tree["y"] = Field("float64")
+    extras["more"] = Field("int8")
+    assert schema.to_dict() == before
+
+
 def test_a_schema_is_frozen():
     schema = KINDS["vector"].schema()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -240,6 +264,8 @@ def test_a_schema_is_frozen():
         lambda: Field("int64", (), 0.5, 1.5),
         lambda: Field("float32", (), 0, 1),
         lambda: Field("int8", (), 0, 300),
+        lambda: Field("int64", (), 0, 2**70),
+        lambda: Field(np.dtype(("float32", (2,)))),
         lambda: relive.Schema("obs", Field("int64")),
         lambda: relive.Schema(Field("int64"), None),
         lambda: relive.Schema({}, Field("int64")),

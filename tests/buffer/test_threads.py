@@ -7,6 +7,7 @@ row torn by a writer, or put together from two transitions, contradicts itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import sys
 import threading
@@ -176,6 +177,23 @@ def test_threads_that_push_to_the_same_lane():
     assert (batch.obs["small"] == marks[:, None]).all()
     assert (batch.tag == marks[:, None]).all()
     assert (batch.next_obs["large"] // 10 == marks[:, None] // 10 + 1).all()
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_threads_that_all_make_the_first_push(lanes):
+    """The schema comes from the first push; whoever was a moment later must not start the buffer afresh."""
+    for _ in range(40):
+        buffer = relive.ReplayBuffer(64, lanes=lanes)
+        ids: list[int] = []
+        run(*(functools.partial(push_first, buffer, who % lanes, ids) for who in range(8)))
+        assert len(set(ids)) == 8
+        assert buffer.ids.tolist() == sorted(ids)
+
+
+def push_first(buffer: relive.ReplayBuffer, lane: int, ids: list[int]) -> None:
+    """Push a transition to a buffer that may have no schema yet."""
+    obs = np.zeros(3, np.float32)
+    ids.append(buffer.push(obs, 0, 0.0, True, obs, lane=lane))
 
 
 def test_threads_draw_the_batches_that_one_thread_draws():

@@ -350,6 +350,34 @@ def test_an_end_without_its_final_observation_is_refused():
     assert buffer.get(np.array([2])).next_obs.tolist() == [[0, 0, 2]]
 
 
+@pytest.mark.parametrize("form", ["box", "dict"])
+def test_a_refused_reset_changes_nothing(form):
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2, 4], form) for i in range(2)], autoreset_mode="Disabled")
+    buffer = buffer_for(envs, 20, View())
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    writer.step(*stepped(envs))
+    writer.step(*stepped(envs))  # both end
+    obs, _ = envs.reset(options={"reset_mask": np.ones(2, bool)})
+    wrong = {"place": obs["place"], "step": np.zeros((2, 3), np.int64)} if form == "dict" else obs[:, :2]
+    for mask in (np.ones(3, bool), np.ones(2), np.array([[True, True]])):
+        with pytest.raises(relive.ReplayError, match="mask"):
+            writer.reset(obs, mask=mask)
+    for mask in (np.ones(2, bool), np.array([False, True]), None):
+        with pytest.raises(relive.SchemaError, match="obs"):
+            writer.reset(wrong, mask=mask)
+    with pytest.raises(relive.ProtocolError, match="reset"):
+        writer.step(*stepped(envs))
+    # What the environments just played was not stored; from here on it is.
+    writer.reset(envs.reset()[0])
+    for env in envs.envs:
+        del env.notes[2:]
+    for _ in range(3):
+        writer.step(*stepped(envs))
+    assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
+
+
 def test_a_refused_step_can_be_repeated():
     """The writer moves on only when the buffer took the transition."""
     envs, buffer = vector()
