@@ -128,7 +128,7 @@ def test_memory_is_taken_as_it_is_filled_and_as_the_plan_says():
 
 def test_a_plan_that_cannot_fit_is_refused_with_the_figures():
     with pytest.raises(relive.ConfigError, match=r"[GT]iB.*7,\d\d\d B.*fits") as raised:
-        relive.plan(FRAMES, 10**10)
+        relive.plan(FRAMES, 10**9)
     fits = int(str(raised.value).split("capacity of ")[1].split(" ")[0].replace(",", ""))
     assert relive.plan(FRAMES, fits).full_bytes <= relive.plan(FRAMES, 1).available_bytes
     with pytest.raises(relive.ConfigError, match="8 or 12"):

@@ -110,44 +110,46 @@ def run(*jobs: Callable[[], None]) -> None:
 @pytest.mark.parametrize("depth", [3, 50, 2_000])
 def test_threads_push_and_sample_at_once(depth):
     """Four lanes, each written by its own thread, by single steps and blocks; four readers."""
-    lanes, steps, n = 4, 1_500, 3
+    lanes, steps, n = 4, 1_000, 3
     buffer = make(lanes, depth, n, seed=0)
     buffer.push(**transition(np.zeros(lanes, np.int64), np.arange(lanes)))
-    writing = threading.Semaphore(0)
-    done: list[int] = []
+    writing = set(range(lanes))
 
     def write(lane: int) -> None:
         step = 1
-        while step < steps:
-            block = 1 + (step * 7 + lane) % 4
-            if block == 1:
-                assert buffer.push(**transition(step, lane), lane=lane) == step * lanes + lane
-            else:
-                many = np.arange(step, step + block)
-                ids = buffer.extend(**transition(many, lane), lane=lane)
-                assert ids.tolist() == (many * lanes + lane).tolist()
-            step += block
-        done.append(lane)
-        writing.release()
+        try:
+            while step < steps:
+                block = 1 + (step * 7 + lane) % 4
+                if block == 1:
+                    assert buffer.push(**transition(step, lane), lane=lane) == step * lanes + lane
+                else:
+                    many = np.arange(step, step + block)
+                    ids = buffer.extend(**transition(many, lane), lane=lane)
+                    assert ids.tolist() == (many * lanes + lane).tolist()
+                step += block
+        finally:
+            writing.discard(lane)
 
     def read(size: int) -> None:
         held: list[tuple[Any, list[bytes]]] = []
         rounds = 0
-        while len(done) < lanes or rounds < 20:
+        while writing or rounds < 20:
             batch = buffer.sample(size)
             check(batch, lanes, n)
             if rounds % 10 == 0:
                 held = [*held[-5:], (batch, contents(batch))]
             ids = buffer.ids
             assert len(ids) <= lanes * depth
+            some = ids[:: -max(1, len(ids) // 100)]
             with contextlib.suppress(relive.StaleIdError):  # overwritten since: said, not hidden
-                check(buffer.get(ids[::-1]), lanes, n)
+                check(buffer.get(some), lanes, n)
             rounds += 1
         for batch, before in held:
             assert contents(batch) == before
 
     run(*(lambda lane=lane: write(lane) for lane in range(lanes)), *(lambda s=s: read(s) for s in (1, 17, 64, 64)))
-    assert len(buffer) == lanes * min(depth, steps) or depth > steps
+    if depth < steps:
+        assert len(buffer) == lanes * depth
     check(buffer.get(buffer.ids), lanes, n)
 
 
@@ -213,12 +215,13 @@ def test_a_clear_beside_readers_is_all_or_nothing():
     stop = threading.Event()
 
     def write() -> None:
-        for step in range(1_200):
-            # The end of every episode is where the clear falls, so that no episode is cut in two by it.
-            buffer.push(**transition(np.array([step, step]), np.arange(2)))
-            if step % 70 == 69:
-                buffer.clear()
-        stop.set()
+        try:
+            for step in range(1_200):
+                buffer.push(**transition(np.array([step, step]), np.arange(2)))
+                if step % 70 == 69:  # an end of an episode, so that the clear cuts none in two
+                    buffer.clear()
+        finally:
+            stop.set()
 
     def read() -> None:
         while not stop.is_set():

@@ -15,6 +15,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import relive
 from model.compare import assert_same
@@ -219,6 +220,72 @@ def test_stacks_are_those_of_gymnasium(padding, option):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_stacked_observations_of_a_vector_environment(mode):
+    """Stored one frame each and verified to roll, also where SAME_STEP gives the final stack apart."""
+
+    def make(index: int) -> Any:
+        return FrameStackObservation(Scripted(index, LENGTHS[index]), 4)
+
+    batches = []
+    for stacked in (1, 4):
+        envs = SyncVectorEnv([lambda i=i: make(i) for i in range(3)], copy=False, autoreset_mode=mode)
+        schema = relive.Schema.from_env(envs, stacked=stacked)
+        buffer = relive.ReplayBuffer(3 * 12, schema, view=relive.Transitions(3, 0.5), seed=0)
+        play(envs, buffer.writer(envs), 40, mode)
+        batches.append(buffer.get(buffer.ids))
+    whole, rolled = batches
+    assert whole.terminated.any()
+    for name in ("obs", "next_obs", "reward", "discount", "ids", "truncated"):
+        assert np.array_equal(getattr(whole, name), getattr(rolled, name))
+
+
+class Acting(gymnasium.Env[Any, Any]):
+    """Takes a dict of actions and shows the last one in its observation."""
+
+    def __init__(self, index: int) -> None:
+        self.observation_space = spaces.Box(-100, 100, (4,), np.float32)
+        self.action_space = spaces.Dict(
+            {"move": spaces.Discrete(9), "push": spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32),))}
+        )
+        self.index, self.steps = index, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin."""
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.full(4, -self.index, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Three steps an episode."""
+        self.steps += 1
+        obs = np.array([self.index, action["move"], *action["push"][0]], np.float32)
+        return obs, 0.0, self.steps == 3, False, {}
+
+
+def test_dict_actions_and_extra_fields_reach_their_lanes():
+    """Under NEXT_STEP, so that some lanes are left out of some steps."""
+    envs = SyncVectorEnv([lambda i=i: Acting(i) for i in range(3)])
+    schema = relive.Schema.from_env(envs, extras={"logp": relive.Field("float32")})
+    buffer = relive.ReplayBuffer(60, schema, seed=0)
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset(seed=0)
+    writer.reset(obs)
+    envs.action_space.seed(0)
+    stored = 0
+    for step in range(14):
+        action = envs.action_space.sample()
+        logp = np.arange(3, dtype=np.float32) + 10 * step
+        ids = writer.step(action, *envs.step(action), logp=logp)
+        stored += int((ids >= 0).sum())
+        assert buffer.get(ids[ids >= 0]).logp.tolist() == logp[ids >= 0].tolist()
+    batch = buffer.get(buffer.ids)
+    assert len(buffer) == stored == 33
+    assert np.array_equal(batch.next_obs[:, 1], batch.action["move"].astype(np.float32))
+    assert np.array_equal(batch.next_obs[:, 2:], batch.action["push"][0])
+    assert np.array_equal(batch.next_obs[:, 0], batch.ids % 3)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_cartpole_follows_its_own_dynamics(mode):
     """Every stored step, played again from its obs by the environment's own equations, arrives at its next_obs."""
     envs = gymnasium.make_vec(
@@ -404,6 +471,24 @@ def test_an_abandoned_episode_ends_where_it_was_left():
         writer.reset(obs)
         writer.step(*stepped(envs))
     assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
+
+
+def test_wrapped_vector_environments_keep_their_mode():
+    """SAME_STEP seen as the default NEXT_STEP would drop a transition an episode and join the others."""
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2, 3]) for i in range(2)], autoreset_mode="SameStep")
+    wrapped = RecordEpisodeStatistics(envs)
+    buffer = buffer_for(wrapped, 60, View(n=3))
+    play(wrapped, buffer.writer(wrapped), 20, AutoresetMode.SAME_STEP)
+    assert_same(buffer, truth([env.notes for env in envs.envs], 60), View(n=3))
+
+
+@pytest.mark.parametrize("said", [{}, {"autoreset_mode": None}, {"autoreset_mode": "sometimes"}])
+def test_a_vector_environment_must_say_its_mode(said):
+    """Guessing would store ghosts in silence."""
+    envs, buffer = vector()
+    envs.metadata = said
+    with pytest.raises(relive.ConfigError, match="autoreset_mode"):
+        buffer.writer(envs)
 
 
 def test_lanes_must_be_as_many_as_environments():
