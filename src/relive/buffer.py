@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from relive._core import Core
 from relive.append import Appender, collect, conform_all
 from relive.batch import Batch
-from relive.errors import ConfigError, NotEnoughDataError, SchemaError
+from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.reading import Output, Reading
 from relive.samplers import Uniform
-from relive.schema import Field, Schema, flatten, leaves
-from relive.storage import Memory, check_lanes, core_field, core_fields, format_bytes, history, measure
+from relive.schema import Field, Schema, as_array, flatten, leaves
+from relive.storage import Memory, choose_lanes, core_field, core_fields, format_bytes, history, measure
 from relive.views import Transitions
 from relive.writers import Writer
 
@@ -70,10 +71,11 @@ class ReplayBuffer:
                 raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
         if seed is not None and (not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64):
             raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
-        self._lanes = check_lanes(capacity, lanes if lanes is not None else schema.lanes if schema else 1)
+        self._lanes = choose_lanes(capacity, lanes, schema)
         self._capacity = capacity
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._schema: Schema | None = None
+        self._building = threading.Lock()
         self._plain = False  # one lane of single arrays without extras
         if schema is not None:
             self._build(schema)
@@ -99,7 +101,12 @@ class ReplayBuffer:
         )
         self._appender = Appender(self._core, schema, self._lanes)
         self._reading = Reading(self._core, schema, self._view)
-        self._plain = self._lanes == 1 and not schema.extras and isinstance(schema.obs, Field) and isinstance(schema.action, Field)
+        self._plain = (
+            self._lanes == 1
+            and not schema.extras
+            and isinstance(schema.obs, Field)
+            and isinstance(schema.action, Field)
+        )
         self._schema = schema
 
     def push(
@@ -155,9 +162,8 @@ class ReplayBuffer:
             truncated = np.zeros(self._lanes, np.bool_)
         chosen = self._check_mask(mask, is_step)
         lane = 0 if is_step else self._check_lane(lane)
-        schema = self._schema or Schema.from_values(obs, action, extras, self._lanes, count)
-        values = collect(schema, obs, action, reward, terminated, truncated, next_obs, extras)
-        self._build_for(schema, values, count, chosen)
+        given = (obs, action, reward, terminated, truncated, next_obs, extras)
+        values = collect(self._schema or self._adopt(given, count, chosen), *given)
         return self._appender.step(values, chosen) if is_step else self._appender.one(lane, values)
 
     def extend(
@@ -196,15 +202,14 @@ class ReplayBuffer:
         """
         if priority is not None:
             self._refuse_priority(priority)
-        shape = np.shape(reward)
+        shape = as_array(reward, "reward", "float32 (T,)").shape
         if len(shape) != 1:
             raise SchemaError(f"reward: expected float32 (T,), a block of T transitions, got shape {shape}. Use push.")
         count = shape[0]
         flags = np.zeros(count, np.bool_) if truncated is None else truncated
         lane = self._check_lane(lane)
-        schema = self._schema or Schema.from_values(obs, action, extras, self._lanes, count)
-        values = collect(schema, obs, action, reward, terminated, flags, next_obs, extras)
-        self._build_for(schema, values, count, None)
+        given = (obs, action, reward, terminated, flags, next_obs, extras)
+        values = collect(self._schema or self._adopt(given, count, None), *given)
         return self._appender.block(lane, count, values)
 
     def sample(self, n: int, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
@@ -225,11 +230,11 @@ class ReplayBuffer:
 
         Cost: O(n * bytes of a transition), one native call, GIL released. Safe beside writers.
         """
-        return self._reader(f"sample({n})").sample(n, output, device, out)
+        if self._schema is None:
+            raise NotEnoughDataError(f"sample({n}): expected at least 1 transition, the buffer is empty.")
+        return self._reading.sample(n, output, device, out)
 
-    def get(
-        self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None
-    ) -> Batch:
+    def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
         """Assembles the batch of these transitions, under the buffer's view.
 
         Args:
@@ -246,7 +251,9 @@ class ReplayBuffer:
 
         Cost: as `sample`.
         """
-        return self._reader("get").get(ids, output, device, out)
+        if self._schema is None:
+            raise StaleIdError("ids: expected live transitions, the buffer is empty.")
+        return self._reading.get(ids, output, device, out)
 
     def clear(self) -> None:
         """Forgets every transition. Ids go on where they were; so does the generator."""
@@ -264,8 +271,9 @@ class ReplayBuffer:
         """
         if self._schema is None:
             schema = Schema.from_env(envs)
-            if schema.lanes == self._lanes:
-                self._build(schema)
+            with self._building:
+                if self._schema is None and schema.lanes == self._lanes:
+                    self._build(schema)
         return Writer(self, envs)
 
     def __len__(self) -> int:
@@ -315,7 +323,11 @@ class ReplayBuffer:
         axes = f"{self._sampler}, {self._view}, {self._storage}, lanes={self._lanes}, seed={self._seed}"
         if self._schema is None:
             return f"ReplayBuffer(0 of {self._capacity:,} transitions, schema from the first push, {axes})"
-        fields = [*leaves(self._schema.obs, "obs"), *leaves(self._schema.action, "action"), *self._schema.extras.items()]
+        fields = [
+            *leaves(self._schema.obs, "obs"),
+            *leaves(self._schema.action, "action"),
+            *self._schema.extras.items(),
+        ]
         sizes = measure(self._schema, self._capacity, self._lanes, self._view)
         return (
             f"ReplayBuffer({len(self):,} of {self._capacity:,} transitions, {sizes.transition_bytes:,} B each, "
@@ -323,18 +335,15 @@ class ReplayBuffer:
             f"{', '.join(f'{name}: {field}' for name, field in fields)}, {axes})"
         )
 
-    def _reader(self, call: str) -> Reading:
-        if self._schema is None:
-            raise NotEnoughDataError(f"{call}: expected at least 1 transition, the buffer is empty.")
-        return self._reading
-
-    def _build_for(
-        self, schema: Schema, values: list[Any], count: int | None, mask: NDArray[np.bool_] | None
-    ) -> None:
-        """Adopts the schema of the first push, if that push can be stored."""
-        if self._schema is None:
-            conform_all(schema, values, count, mask)
-            self._build(schema)
+    def _adopt(self, given: tuple[Any, ...], count: int | None, mask: NDArray[np.bool_] | None) -> Schema:
+        """Takes the schema of the first push, if that push can be stored and no other thread was faster."""
+        with self._building:
+            if self._schema is None:
+                schema = Schema.from_values(given[0], given[1], given[-1], self._lanes, count)
+                conform_all(schema, collect(schema, *given), count, mask)
+                self._build(schema)
+            assert self._schema is not None
+            return self._schema
 
     def _has_lead(self, obs: Any) -> bool:
         """True if a value of one lane has a leading axis of size 1 all the same."""
@@ -359,7 +368,7 @@ class ReplayBuffer:
             return None
         if not is_step:
             raise SchemaError("mask: expected one step of every lane, got one transition. Leave mask out.")
-        chosen: NDArray[Any] = np.ascontiguousarray(mask)
+        chosen: NDArray[Any] = np.ascontiguousarray(as_array(mask, "mask", f"bool ({self._lanes},)"))
         if chosen.dtype != np.bool_ or chosen.shape != (self._lanes,):
             raise SchemaError(f"mask: expected bool ({self._lanes},), got {chosen.dtype} {chosen.shape}.")
         return chosen

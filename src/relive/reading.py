@@ -45,7 +45,10 @@ class Reading:
 
     def get(self, ids: ArrayLike, output: Output, device: Any, out: Batch | None) -> Batch:
         """See `ReplayBuffer.get`."""
-        wanted = np.asarray(ids)
+        try:
+            wanted = np.asarray(ids)
+        except ValueError as error:
+            raise StaleIdError("ids: expected int64 (B,), got a ragged sequence.") from error
         if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
             raise StaleIdError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
         wanted = np.ascontiguousarray(wanted, np.int64)
@@ -79,11 +82,15 @@ class Reading:
     def _memory_of(self, out: Batch | None, output: Output, device: Any) -> tuple[Any, ...] | None:
         """The arrays of a batch to write to, in the native order; None where there is no such batch."""
         if output not in ("numpy", "torch") or (device is not None and output == "numpy"):
-            raise ConfigError(f"output: expected 'numpy', or 'torch' with or without a device, got {output!r}, {device=}.")
+            raise ConfigError(
+                f"output: expected 'numpy', or 'torch' with or without a device, got {output!r}, {device=}."
+            )
         if out is None:
             return None
         if device is not None or (output == "torch" and isinstance(out.ids, np.ndarray)):
-            raise ConfigError(f"out: expected its own output and device, got output={output!r}, {device=}. Leave them out.")
+            raise ConfigError(
+                f"out: expected its own output and device, got output={output!r}, {device=}. Leave them out."
+            )
         try:
             arrays = (
                 *flatten(self._schema.obs, out.obs, "out.obs"),
@@ -109,8 +116,8 @@ class Reading:
             *("discount", "ids"),
         ]
         return ConfigError(
-            f"out: expected arrays as this buffer returns them for the same batch size, got another {names[int(str(error))]}. "
-            "Pass a batch that was returned."
+            f"out: expected arrays as this buffer returns them for the same batch size, got another "
+            f"{names[int(str(error))]}. Pass a batch that was returned."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -40,28 +41,29 @@ class Field:
     def __post_init__(self) -> None:
         try:
             dtype = np.dtype(self.dtype).newbyteorder("=")
-            shape = tuple(int(side) for side in self.shape)
-        except TypeError as error:
+            shape = tuple(operator.index(side) for side in self.shape)
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"Field: expected a dtype and a shape, got {self.dtype!r} and {self.shape!r}.") from error
-        if dtype.hasobject or dtype.itemsize == 0:
+        if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype is not None:
             raise ConfigError(f"Field: expected a dtype of fixed size, got {dtype}. Python objects cannot be stored.")
         if any(side < 0 for side in shape):
             raise ConfigError(f"Field: expected sides of at least 0, got shape {shape}.")
-        object.__setattr__(self, "dtype", dtype)
-        object.__setattr__(self, "shape", shape)
-        if (self.low is None) != (self.high is None):
-            raise ConfigError(f"Field: expected both bounds or none, got low={self.low} and high={self.high}.")
-        for name in ("low", "high"):
-            bound = getattr(self, name)
-            if bound is None:
-                continue
-            if dtype.kind not in "iu":
-                raise ConfigError(f"Field: expected no bounds for {dtype}, got {name}={bound}. Only integers have them.")
-            if not isinstance(bound, int):
-                bound = tuple(int(value) for value in bound)
-                if len(bound) != math.prod(shape):
-                    raise ConfigError(f"Field: expected {math.prod(shape)} values in {name}, got {len(bound)}.")
-                object.__setattr__(self, name, bound)
+        for name, value in (("dtype", dtype), ("shape", shape), ("low", _bound(self.low)), ("high", _bound(self.high))):
+            object.__setattr__(self, name, value)
+        if self.low is None and self.high is None:
+            return
+        low, high = self.bounds()
+        if dtype.kind not in "iu" or len(low) != math.prod(shape) or len(high) != len(low):
+            raise ConfigError(
+                f"Field: expected no bounds, or both for the integers of a {dtype} {shape}, got low={self.low} and "
+                f"high={self.high}."
+            )
+        smallest, largest = np.iinfo(dtype).min, min(np.iinfo(dtype).max, np.iinfo(np.int64).max)
+        if any(not smallest <= least <= most <= largest for least, most in zip(low, high, strict=True)):
+            raise ConfigError(
+                f"Field: expected {smallest} <= low <= high <= {largest} for {dtype}, got low={self.low} and "
+                f"high={self.high}."
+            )
 
     @property
     def itemdtype(self) -> np.dtype[Any]:
@@ -70,14 +72,26 @@ class Field:
 
     def bounds(self) -> tuple[list[int], list[int]]:
         """The lowest and highest value of each element in C order; two empty lists where there are no bounds."""
-        if self.low is None or self.high is None:
-            return [], []
-        size = math.prod(self.shape)
-        low, high = ([bound] * size if isinstance(bound, int) else list(bound) for bound in (self.low, self.high))
-        return low, high
+        return _each(self.low, self.shape), _each(self.high, self.shape)
 
     def __str__(self) -> str:
         return f"{self.itemdtype} {self.shape}"
+
+
+def _bound(value: Any) -> int | tuple[int, ...] | None:
+    """A bound as it is kept: one integer, or one for each element in C order."""
+    try:
+        if isinstance(value, tuple | list | np.ndarray):
+            return tuple(operator.index(element) for element in np.ravel(np.asarray(value)))
+        return None if value is None else operator.index(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Field: expected integers as bounds, got {value!r}.") from error
+
+
+def _each(bound: int | tuple[int, ...] | None, shape: tuple[int, ...]) -> list[int]:
+    if bound is None:
+        return []
+    return [bound] * math.prod(shape) if isinstance(bound, int) else list(bound)
 
 
 Tree: TypeAlias = "Field | dict[str, Tree] | tuple[Tree, ...]"
@@ -106,6 +120,8 @@ class Schema:
     lanes: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("obs", "action"):
+            object.__setattr__(self, name, _copied(getattr(self, name)))
         object.__setattr__(self, "extras", dict(self.extras))
         for tree, name in ((self.obs, "obs"), (self.action, "action")):
             if not list(leaves(tree, name)):
@@ -184,6 +200,13 @@ class Schema:
         )
 
 
+def _copied(tree: Tree) -> Tree:
+    """The tree with dicts of its own, so that a schema does not follow what happens to the caller's."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(child) for key, child in tree.items()}
+    return tuple(map(_copied, tree)) if isinstance(tree, tuple) else tree
+
+
 REWARD = Field(np.float32)
 FLAG = Field(np.bool_)
 
@@ -231,6 +254,18 @@ def unflatten(tree: Tree, values: Iterator[Any]) -> Any:
     return tuple(unflatten(child, values) for child in tree)
 
 
+def as_array(value: Any, name: str, expected: str) -> NDArray[Any]:
+    """The value as an array of whatever dtype and shape.
+
+    Raises:
+        SchemaError: a sequence of sequences of different lengths.
+    """
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"{name}: expected {expected}, got a ragged sequence.") from error
+
+
 def conform(
     value: Any,
     leaf: Field,
@@ -249,14 +284,11 @@ def conform(
         SchemaError: another shape, a dtype that would lose something, or a value out of bounds.
     """
     shape = leaf.shape if count is None else (count, *leaf.shape)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise SchemaError(f"{name}: expected {leaf.itemdtype} {shape}, got a ragged sequence.") from error
+    array = as_array(value, name, f"{leaf.itemdtype} {shape}")
     if array.shape != shape or array.dtype.hasobject:
         hint = " Build the schema with Schema.from_env, or reshape."
         if count is not None and array.shape == leaf.shape:
-            hint = f" One value each of {count} is due; for a single transition use push, with lane= where there are several."
+            hint = f" One value each of {count} is due; one transition is pushed with lane=."
         raise SchemaError(f"{name}: expected {leaf.itemdtype} {shape}, got {array.dtype} {array.shape}.{hint}")
     weak = type(value) is float and leaf.itemdtype.kind == "f"
     number = lossy and array.dtype.kind in "biuf"
@@ -331,10 +363,7 @@ def _from_value(value: Any, name: str, count: int | None) -> Tree:
 
 
 def _from_array(value: Any, name: str, count: int | None) -> Field:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise SchemaError(f"{name}: expected an array, got a ragged sequence.") from error
+    array = as_array(value, name, "an array")
     if array.dtype.hasobject or array.dtype.itemsize == 0:
         raise SchemaError(f"{name}: expected numbers of a fixed size, got {type(value).__name__} ({array.dtype}).")
     if count is not None and array.shape[:1] != (count,):
@@ -347,7 +376,12 @@ def _from_array(value: Any, name: str, count: int | None) -> Field:
 
 def _tree_to_dict(tree: Tree) -> Any:
     if isinstance(tree, Field):
-        return {"dtype": tree.itemdtype.str, "shape": list(tree.shape), "low": tree.low, "high": tree.high}
+        return {
+            "dtype": np.lib.format.dtype_to_descr(tree.itemdtype),
+            "shape": list(tree.shape),
+            "low": tree.low,
+            "high": tree.high,
+        }
     if isinstance(tree, Mapping):
         return {"dict": {key: _tree_to_dict(child) for key, child in tree.items()}}
     return {"tuple": [_tree_to_dict(child) for child in tree]}
@@ -362,5 +396,12 @@ def _tree_from_dict(data: Mapping[str, Any]) -> Tree:
 
 
 def _field_from_dict(data: Mapping[str, Any]) -> Field:
-    low, high = (tuple(bound) if isinstance(bound, list) else bound for bound in (data["low"], data["high"]))
-    return Field(np.dtype(data["dtype"]), tuple(data["shape"]), low, high)
+    dtype = np.lib.format.descr_to_dtype(_as_tuples(data["dtype"]))
+    return Field(dtype, tuple(data["shape"]), data["low"], data["high"])
+
+
+def _as_tuples(descr: Any) -> Any:
+    """A dtype's description out of JSON, which has no tuples: fields are a list of them, shapes are one."""
+    if isinstance(descr, str):
+        return descr
+    return [(name, _as_tuples(of), *(tuple(side) for side in shape)) for name, of, *shape in descr]

@@ -19,8 +19,10 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" e
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of this process, given by the system page by page as transitions fill it: an empty buffer of any
-    capacity costs nothing."""
+    """The memory of this process.
+
+    The system gives it page by page as transitions fill it: an empty buffer of any capacity costs nothing.
+    """
 
     def allocate(self, num_bytes: int, large_pages_to: int) -> Any:
         """Zeroed, page-aligned memory that supports the buffer protocol.
@@ -97,7 +99,7 @@ def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lane
     Raises:
         ConfigError: the full buffer cannot fit in this machine's memory, or the capacity is no multiple of lanes.
     """
-    num_lanes = check_lanes(capacity, schema.lanes if lanes is None else lanes)
+    num_lanes = choose_lanes(capacity, lanes, schema)
     result = measure(schema, capacity, num_lanes, view or Transitions())
     if result.full_bytes > result.available_bytes:
         fits = int(capacity * result.available_bytes / result.full_bytes * 0.99) // num_lanes * num_lanes
@@ -109,12 +111,17 @@ def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lane
     return result
 
 
-def check_lanes(capacity: int, lanes: int) -> int:
-    """The number of lanes, if the capacity can be divided into so many.
+def choose_lanes(capacity: int, lanes: int | None, schema: Schema | None) -> int:
+    """The number of lanes: as said, else as the schema says, else 1.
 
     Raises:
-        ConfigError: it cannot, or one of them is no positive integer.
+        ConfigError: the capacity cannot be divided into so many, or schema and argument contradict each other.
     """
+    found = schema.lanes if schema is not None else 1
+    if lanes is None:
+        lanes = found
+    elif found not in (1, lanes):
+        raise ConfigError(f"lanes: expected {found}, as the schema says, got {lanes}. Leave it out.")
     for name, value in (("capacity", capacity), ("lanes", lanes)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}.")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive.errors import ConfigError, ProtocolError, SchemaError
-from relive.schema import Schema, flatten, unflatten
+from relive.schema import Schema, as_array, conform, flatten, leaves, unflatten
 
 if TYPE_CHECKING:
     from relive.buffer import ReplayBuffer
@@ -21,8 +21,8 @@ class Writer:
     The autoreset mode is read from `envs.metadata`:
 
     - NEXT_STEP: the step after an end only resets; it is not stored.
-    - SAME_STEP: the step that ends an episode returns the next one's first observation; the true final one is taken from
-      `info["final_obs"]`.
+    - SAME_STEP: the step that ends an episode returns the next one's first observation; the true final one
+      is taken from `info["final_obs"]`.
     - DISABLED (and a single environment): the caller resets and says so, `writer.reset(obs, mask)`.
 
     Observations are copied: environments may reuse their arrays.
@@ -43,7 +43,7 @@ class Writer:
         self._mode = str(getattr(mode, "name", mode)).upper()
         if self._mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
             raise ConfigError(
-                f"writer: expected envs.metadata['autoreset_mode'] to be NEXT_STEP, SAME_STEP or DISABLED, got {mode!r}. "
+                f"writer: expected NEXT_STEP, SAME_STEP or DISABLED in envs.metadata['autoreset_mode'], got {mode!r}. "
                 "Gymnasium's vector environments say it since version 1.1."
             )
         self._obs: list[NDArray[Any]] | None = None  # what each environment's next action is based on
@@ -60,17 +60,16 @@ class Writer:
             ProtocolError: a mask before the first full reset.
             SchemaError: a mask of another shape or dtype.
         """
-        arrived = self._leaves(obs)
         if mask is None:
-            self._obs = arrived
+            self._obs = self._leaves(obs)
             self._ended = np.zeros(self._num_envs, np.bool_)
             return
         if self._obs is None:
             raise ProtocolError("reset: expected a reset of all environments first, got a mask. Leave the mask out.")
-        chosen = np.asarray(mask)
+        chosen = as_array(mask, "mask", f"bool ({self._num_envs},)")
         if chosen.dtype != np.bool_ or chosen.shape != (self._num_envs,):
             raise SchemaError(f"mask: expected bool ({self._num_envs},), got {chosen.dtype} {chosen.shape}.")
-        for leaf, new in zip(self._obs, arrived, strict=True):
+        for leaf, new in zip(self._obs, self._leaves(obs), strict=True):
             leaf[chosen] = new[chosen]
         self._ended = self._ended & ~chosen
 
@@ -106,9 +105,10 @@ class Writer:
         if self._obs is None:
             raise ProtocolError("step: expected writer.reset(obs) first. Call it with what envs.reset() returned.")
         if self._mode == "DISABLED" and self._ended.any():
+            ended = np.flatnonzero(self._ended).tolist()
             raise ProtocolError(
-                f"step: expected environments {np.flatnonzero(self._ended).tolist()} to be reset, their episodes ended. "
-                "Reset them and tell the writer: writer.reset(obs, mask)."
+                f"step: expected environments {ended} to be reset, their episodes ended. Reset them and tell the "
+                "writer: writer.reset(obs, mask)."
             )
         arrived = self._leaves(obs)
         reward, terminated, truncated = (self._lead(value) for value in (reward, terminated, truncated))
@@ -138,7 +138,12 @@ class Writer:
         return array if self._is_vector else array[None]
 
     def _leaves(self, obs: Any) -> list[NDArray[Any]]:
-        return [self._lead(leaf).copy() for leaf in flatten(self._schema.obs, obs, "obs")]
+        """Copies of the observations, in the schema's dtypes and shapes."""
+        values = flatten(self._schema.obs, obs, "obs")
+        return [
+            conform(self._lead(value), field, name, self._num_envs).copy()
+            for value, (name, field) in zip(values, leaves(self._schema.obs, "obs"), strict=True)
+        ]
 
     def _with_finals(
         self, arrived: list[NDArray[Any]], ended: NDArray[np.bool_], info: Mapping[str, Any]
