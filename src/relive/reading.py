@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relive import _core
+from relive._core import Core, Reader
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.schema import Field, Schema, flatten, leaves, unflatten
@@ -20,8 +20,8 @@ Output = Literal["numpy", "torch"]
 class Reading:
     """One view of one core, and the memory of its batches."""
 
-    def __init__(self, core: _core.Core, schema: Schema, view: Transitions) -> None:
-        self._native = _core.Reader(core, view.n, view.gamma, view.stack, view.padding == "zeros")
+    def __init__(self, core: Core, schema: Schema, view: Transitions) -> None:
+        self._native = Reader(core, view.n, view.gamma, view.stack, view.padding == "zeros")
         self._schema = schema
         flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         tail = ("reward", "terminated", "truncated", "next_obs", "discount", "ids")
@@ -65,7 +65,7 @@ class Reading:
 
     def _batch(self, arrays: tuple[Any, ...], output: Output, device: Any) -> Batch:
         if output == "torch":
-            from relive.interop.torch import to_torch
+            from relive.tensors import to_torch
 
             arrays = to_torch(arrays, device)
         if self._names is not None:
@@ -102,7 +102,7 @@ class Reading:
         except (AttributeError, SchemaError) as error:
             raise ConfigError(f"out: expected a batch of this buffer, got another ({error})") from error
         if not isinstance(out.ids, np.ndarray):
-            from relive.interop.torch import to_numpy
+            from relive.tensors import to_numpy
 
             arrays = to_numpy(arrays)
         return arrays

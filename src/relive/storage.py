@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from relive import _core
+from relive._core import MAX_LANE_CAPACITY
+from relive._core import measure as measure_arena
 from relive.errors import ConfigError
 from relive.schema import Field, Schema, leaves
 from relive.views import Transitions
@@ -129,9 +130,9 @@ def choose_lanes(capacity: int, lanes: int | None, schema: Schema | None) -> int
         below = capacity // lanes * lanes
         nearest = f"{below} or {below + lanes}" if below else str(lanes)
         raise ConfigError(f"capacity: expected a multiple of the {lanes} lanes, got {capacity}. Take {nearest}.")
-    if capacity // lanes > _core.MAX_LANE_CAPACITY:
+    if capacity // lanes > MAX_LANE_CAPACITY:
         raise ConfigError(
-            f"capacity: expected at most {_core.MAX_LANE_CAPACITY:,} transitions a lane, got {capacity // lanes:,}. "
+            f"capacity: expected at most {MAX_LANE_CAPACITY:,} transitions a lane, got {capacity // lanes:,}. "
             "Use more lanes."
         )
     return lanes
@@ -141,7 +142,7 @@ def measure(schema: Schema, capacity: int, lanes: int, view: Transitions) -> Pla
     """The figures of `plan`, whether or not they fit."""
     rest = core_fields(schema.action, "action") + [core_field(extra) for extra in schema.extras.values()]
     try:
-        sizes = _core.measure(
+        sizes = measure_arena(
             core_fields(schema.obs, "obs"), rest, lanes, capacity // lanes, schema.stacked, history(schema, view)
         )
     except OverflowError as error:

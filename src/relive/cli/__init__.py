@@ -52,9 +52,8 @@ def _run(command: str, args: list[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "relive"):
             raise  # a bug of ours, which a traceback should show
-        return _refuse(
-            name, f"expected the extra 'train' to be installed, got no module {missing!r}. pip install 'relive[train]'"
-        )
+        remedy = "Install it: pip install 'relive[train]'"
+        return _refuse(name, f"expected the packages of the extra 'train', got no module {missing!r}. {remedy}")
     except ReplayError as error:
         return _refuse(name, str(error))
     except BrokenPipeError:

@@ -44,7 +44,7 @@ class TorchBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one update tells, on the agent's device. Figures are computed when asked for: most updates are not logged."""
+    """What one update tells, on the agent's device. Figures are computed when asked for: few updates are logged."""
 
     q: Tensor
     """f32[B], Q(s, a) before the step."""

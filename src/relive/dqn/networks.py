@@ -252,19 +252,22 @@ class QNetwork:
 
     def _head(self, x: Tensor) -> Tensor:
         """Q [B, A] from the output of the last hidden layer."""
-        streams = [
-            torch.addmm(head.bias, part, head.weight)
-            for head, part in zip(self._heads, x.chunk(len(self._heads), 1), strict=True)
-        ]
-        return aggregate(*streams) if self.spec.dueling else streams[0]
+        parts = zip(self._heads, self._streams(x), strict=True)
+        out = [torch.addmm(head.bias, part, head.weight) for head, part in parts]
+        return aggregate(*out) if self.spec.dueling else out[0]
 
     def _head_backward(self, x: Tensor, grad_q: Tensor) -> Tensor:
         """Write the head's gradients; returns d loss / d x, shaped as `x`."""
+        below = []
         grads = aggregate_backward(grad_q) if self.spec.dueling else (grad_q,)
-        for head, part, grad in zip(self._heads, x.chunk(len(self._heads), 1), grads, strict=True):
+        for head, part, grad in zip(self._heads, self._streams(x), grads, strict=True):
             _linear_backward(head, part, grad)
-        below = [torch.mm(grad, head.weight.t()) for head, grad in zip(self._heads, grads, strict=True)]
+            below.append(torch.mm(grad, head.weight.t()))
         return torch.cat(below, 1) if self.spec.dueling else below[0]
+
+    def _streams(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The share of the last hidden layer's output that each head reads."""
+        return x.chunk(2, 1) if self.spec.dueling else (x,)
 
 
 def _linear_backward(layer: Layer, x: Tensor, grad: Tensor) -> None:

@@ -147,10 +147,10 @@ class Trainer:
             seed=config.seed,
         )
         self.state = LoopState(running=np.zeros(envs.num_envs))
-        self._writer = self.buffer.writer(envs)
+        self.writer = self.buffer.writer(envs)
         self._meter = LossMeter(config.device)
         obs, _ = envs.reset(seed=config.seed)
-        self._writer.reset(obs)
+        self.writer.reset(obs)
         self._obs = obs
         self._stack = FrameStack(config.stack, obs) if config.stack > 1 else None
         self._began = self._reported = time.perf_counter()
@@ -171,7 +171,7 @@ class Trainer:
     def advance(self, log: RunLog) -> None:
         """One step of every environment, the updates owed for it, and the row or evaluation that falls due."""
         before = self.state.step
-        self._interact()
+        self.interact()
         for _ in range(updates_owed(self.config, self.state.step) - self.state.updates):
             self._learn()
         step, steps = self.state.step, self.config.steps
@@ -185,12 +185,13 @@ class Trainer:
             self._reported = now
             self._report(self._progress(now, evaluation))
 
-    def _interact(self) -> None:
+    def interact(self) -> None:
+        """One step of every environment, stored."""
         state = self.state
         obs = self._obs if self._stack is None else self._stack.obs
         action = self.agent.act(obs, epsilon_at(self.config, state.step))
         self._obs, reward, terminated, truncated, info = self._envs.step(action)
-        ids = self._writer.step(action, self._obs, reward, terminated, truncated, info)
+        ids = self.writer.step(action, self._obs, reward, terminated, truncated, info)
         stored = ids >= 0  # bool[lanes]; False where the step was a reset
         state.step += int(np.count_nonzero(stored))
         state.running += reward
