@@ -33,7 +33,7 @@ class Row:
     epsilon: float
     """Probability of a random action."""
     loss: float
-    """Mean loss of the updates since the row before (of every eighth)."""
+    """Mean loss of the updates since the row before, of the first and every eighth."""
     q_mean: float
     """Mean Q(s, a) over the same batches."""
     return_mean: float

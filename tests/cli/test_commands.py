@@ -1,0 +1,244 @@
+"""The real command, as a process of its own: what it says and how it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from relive.cli import main
+from relive.dqn import AgentConfig, TrainConfig, preset
+from relive.train import load_config
+from relive.train.log import read_metrics
+
+TINY = ("--steps", "400", "--learning-starts", "200", "--final-eval-episodes", "5", "--eval-episodes", "3")
+WITHOUT = "import sys; sys.modules['{}'] = None; from relive.cli import main; sys.exit(main())"
+"""A Python in which one package cannot be imported."""
+
+
+def relive(*args: str, cwd: Path, without: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command, its output not a terminal."""
+    start = ["-c", WITHOUT.format(without)] if without else ["-m", "relive"]
+    return subprocess.run(
+        [sys.executable, *start, *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def assert_refused(code: int, complaints: str, says: str) -> None:
+    """One clear line on stderr, exit code 2."""
+    assert code == 2, complaints
+    assert len(complaints.strip().splitlines()) == 1, complaints
+    assert re.search(says, complaints), complaints
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one small run of CartPole in it, made by the command, and two that cannot be used."""
+    place = tmp_path_factory.mktemp("cli")
+    done = relive("train", "CartPole-v1", *TINY, "--threshold", "None", "--out", "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (place / "output").write_text(done.stdout)
+    (place / "file").write_text("no directory")
+    return place
+
+
+def test_train_says_what_was_reached_and_where_it_lies(place: Path) -> None:
+    """Bug: a progress bar's control characters in a log file, no result, or files named that are not there."""
+    output = (place / "output").read_text()
+    assert "\x1b" not in output
+    assert re.search(r"400/400  return \S+  loss \S+  [\d,]+ steps/s  0:00:00 left  greedy return", output)
+    assert re.search(r"\nGreedy return [\d.]+ ± [\d.]+ over 5 episodes\.\n", output)
+    listed = re.search(r"The run lies in run:\n(.*)", output, re.DOTALL)
+    assert listed
+    files = [line.split()[0] for line in listed[1].strip().splitlines()]
+    assert len(files) == 8
+    assert all(list((place / "run").glob(name)) for name in files)
+
+
+def test_options_override_the_preset_wherever_they_stand(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: the preset wins over an option, or is not found behind one; a missed threshold ends with exit code 0."""
+    monkeypatch.chdir(place)
+    assert main(["train", "--seed", "7", *TINY, "CartPole-v1", "--gamma", "0.5", "--keep", "last"]) == 1
+    assert "threshold 475 missed" in capsys.readouterr().out
+    config = load_config(place / "runs" / "CartPole-v1-7-001")
+    expected = preset("CartPole-v1")
+    expected = replace(
+        expected, seed=7, steps=400, learning_starts=200, final_eval_episodes=5, eval_episodes=3, keep="last"
+    )
+    assert config == replace(expected, agent=replace(expected.agent, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("train", "CartPol-v1"), r"got 'CartPol-v1'\. Did you mean CartPole-v1"),
+        (("train", "CartPole-v1", "--learning-rat", "1"), r"got --learning-rat\. Did you mean --learning-rate\?"),
+        (("train", "CartPole-v1", "--out", "run"), r"a new or empty one, got run with \d+ entries\. Give another"),
+        (("train", "CartPole-v1", "--out", "file/run"), r"file/run: Not a directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ...], says: str) -> None:
+    """Bug: a traceback, a page of usage, or exit code 0."""
+    done = relive(*args, cwd=place)
+    assert_refused(done.returncode, done.stderr, says)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("trian CartPole-v1", r"command: expected one of train, evaluate, plot, got 'trian'\. Did you mean train\?"),
+        ("train", r"ENV.*See relive train --help"),
+        ("train CartPole-v1 Acrobot-v1", r"expected no further argument, got 'Acrobot-v1'"),
+        ("train CartPole-v1 --agent.gamma 0.5", r"expected an option of relive train, got --agent.gamma"),
+        ("train CartPole-v1 --seed x", r"--seed: invalid literal for int\(\) with base 10: 'x'"),
+        ("train CartPole-v1 --loss cubic", r"'cubic'.*--loss.*squared"),
+        ("train CartPole-v1 --capacity 7 --num-envs 4", r"capacity: expected a multiple of num_envs=4"),
+        ("train Blackjack-v1", r"observation_space: expected .*, got Tuple"),
+        ("evaluate nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
+        ("evaluate run --video nowhere/x.gif", r"--video: expected a directory that exists, got nowhere"),
+        ("evaluate run --video x.mp4", r"--video: expected a file that ends in \.gif, got x\.mp4"),
+        ("evaluate run --episodes 0", r"--episodes: expected an integer >= 1, got 0"),
+        ("plot", r"expected at least one run directory, got none"),
+        ("plot run nowhere", r"nowhere: expected a run directory"),
+        ("plot run --out nowhere/x.png", r"nowhere/x\.png: No such file or directory"),
+    ],
+)
+def test_every_other_mistake_is_one_line_too(
+    place: Path, args: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: an exception that `main` does not know, or a message without a remedy. (In this process: faster.)"""
+    monkeypatch.chdir(place)
+    before = set(place.rglob("*"))
+    code = main(args.split())
+    assert_refused(code, capsys.readouterr().err, says)
+    assert set(place.rglob("*")) - {place / "runs"} <= before  # a refused run leaves nothing behind
+
+
+@pytest.mark.parametrize("package", ["torch", "gymnasium", "tyro"])
+def test_a_missing_extra_is_named_with_its_remedy(place: Path, package: str) -> None:
+    """Bug: ModuleNotFoundError for whoever installed `relive` alone."""
+    done = relive("train", "CartPole-v1", cwd=place, without=package)
+    remedy = rf"got no module '{package}'\. Install it: pip install 'relive\[train\]'"
+    assert_refused(done.returncode, done.stderr, remedy)
+
+
+def test_an_environment_whose_own_requirement_is_missing_is_named(place: Path) -> None:
+    """Bug: Gymnasium's traceback for whoever has no Box2D."""
+    done = relive("train", "LunarLander-v3", cwd=place, without="Box2D")
+    remedy = r"LunarLander-v3: .*Box2D is not installed.*pip install 'relive\[train\]'"
+    assert_refused(done.returncode, done.stderr, remedy)
+
+
+def test_version_and_help_need_numpy_only(place: Path) -> None:
+    """Bug: torch imported, and waited for, or missed, to print a line."""
+    done = relive("--version", cwd=place, without="torch")
+    assert re.fullmatch(r"relive \d+\.\d+\.\d+\n", done.stdout)
+    done = relive("--help", cwd=place, without="gymnasium")
+    assert done.returncode == 0
+    assert "relive train CartPole-v1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("train CartPole-v1", (r"--steps INT", r"\(default: 50000\)", "Discount per step", "Directory of the run")),
+        ("evaluate", (r"--video", "GIF")),
+        ("plot", (r"--out PATH", "one or more")),
+    ],
+)
+def test_help_shows_every_option_with_its_default(
+    args: str, says: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: options without a word of explanation, or the general default where the preset has another."""
+    with pytest.raises(SystemExit) as end:
+        main([*args.split(), "--help"])
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    for phrase in says:
+        assert re.search(phrase, shown)
+
+
+def test_every_setting_of_a_run_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: a setting that config.json has and the command line cannot change."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for field in (*fields(TrainConfig), *fields(AgentConfig)):
+        if field.name not in ("env", "agent"):
+            assert f"--{field.name.replace('_', '-')} " in shown or f"--{field.name.replace('_', '-')}, " in shown
+
+
+def test_evaluate_repeats_the_final_evaluation_and_films_an_episode(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: other weights or other seeds than `relive train` reported; a GIF that runs at another speed."""
+    monkeypatch.chdir(place)
+    assert main(["evaluate", "run", "--episodes", "5", "--video", "film.gif"]) == 0
+    shown = capsys.readouterr().out
+    reached = re.search(r"greedy return (.+? over 5 episodes)", shown)
+    assert reached
+    assert f"Greedy return {reached[1]}" in (place / "output").read_text()
+    steps = re.search(r"film\.gif: an episode of (\d+) steps", shown)
+    assert steps
+    with Image.open(place / "film.gif") as film:
+        shown_for = sum(frame.info["duration"] for frame in ImageSequence.Iterator(film))
+    assert shown_for == pytest.approx(1000 * int(steps[1]) / 50, abs=41)  # CartPole has 50 pictures a second
+
+
+def test_plot_draws_several_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: only the first run drawn, or a picture that is none."""
+    monkeypatch.chdir(place)
+    assert main(["plot", "run", "run", "--out", "two.png"]) == 0
+    assert "two.png: 2 runs." in capsys.readouterr().out
+    with Image.open("two.png") as picture:
+        picture.verify()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_everything_written(tmp_path: Path, number: signal.Signals) -> None:
+    """Bug: Ctrl-C loses the run, leaves a half-written file or a traceback, or does nothing."""
+    args = [
+        "train",
+        "CartPole-v1",
+        "--steps",
+        "1000000",
+        "--eval-every",
+        "500",
+        "--stop-return",
+        "None",
+        "--out",
+        "run",
+    ]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "relive", *args], cwd=tmp_path, **pipes) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "greedy return" in line:
+                break
+        process.send_signal(number)
+        output, complaints = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert complaints == ""
+    ended = re.search(rf"Ended by {number.name} at step ([\d,]+); everything up to there is written\.", output)
+    assert ended
+    steps = int(ended[1].replace(",", ""))
+    run = tmp_path / "run"
+    assert read_metrics(run)["step"][-1] == steps
+    assert f"interrupted by {number.name}" in (run / "summary.md").read_text()
+    assert (
+        torch.load(run / "last.pt", weights_only=True).keys() == torch.load(run / "best.pt", weights_only=True).keys()
+    )
+    with Image.open(run / "curve.png") as picture:
+        picture.verify()
