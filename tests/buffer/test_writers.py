@@ -440,7 +440,7 @@ def test_a_refused_reset_changes_nothing(form):
     writer.reset(envs.reset()[0])
     for env in envs.envs:
         del env.notes[2:]
-    for _ in range(3):
+    for _ in range(2):
         writer.step(*stepped(envs))
     assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
 
