@@ -32,14 +32,18 @@ class Arena {
 
   char* record(uint64_t row) const { return base_ + layout_->records_base + row * layout_->record_bytes; }
   Words& words(uint64_t row) const { return *reinterpret_cast<Words*>(record(row) + layout_->words_offset); }
+  const Words& words_of(const char* record) const {
+    return *reinterpret_cast<const Words*>(record + layout_->words_offset);
+  }
   uint32_t& start(uint64_t row) const { return *reinterpret_cast<uint32_t*>(record(row) + layout_->start_offset); }
 
   char* value(const Leaf& leaf, uint64_t row) const {
     return leaf.packed ? record(row) + leaf.offset : base_ + leaf.base + row * leaf.bytes;
   }
-  char* final(const Leaf& leaf, uint64_t slot) const {  // slot over all lanes
-    return leaf.packed ? base_ + layout_->finals_base + slot * layout_->final_bytes + leaf.offset
-                       : base_ + leaf.final_base + slot * leaf.bytes;
+  // Final observations: slots are counted over all lanes.
+  char* packed_final(uint64_t slot) const { return base_ + layout_->finals_base + slot * layout_->final_bytes; }
+  char* final(const Leaf& leaf, uint64_t slot) const {
+    return leaf.packed ? packed_final(slot) + leaf.offset : base_ + leaf.final_base + slot * leaf.bytes;
   }
   char* prefix(const Leaf& leaf, uint64_t slot, uint64_t frame) const {
     return base_ + leaf.prefix_base + (slot * (layout_->spec.stacked - 1) + frame) * leaf.bytes;

@@ -15,8 +15,10 @@ namespace relive {
 
 inline constexpr uint64_t kCacheLine = 64;
 
-// Asks for the cache lines of [address, address + bytes) without waiting for them.
-inline void prefetch(const void* address, uint64_t bytes) {
+// Asks for the cache lines of [address, address + bytes) without waiting for them. Inlined by force, as everything
+// that does nothing else must be: GCC removes calls of functions that only prefetch, taking them for pure.
+#define RELIVE_INLINE [[gnu::always_inline]] inline
+RELIVE_INLINE void prefetch(const void* address, uint64_t bytes) {
   const char* line = static_cast<const char*>(address);
   for (uint64_t done = 0; done < bytes; done += kCacheLine) __builtin_prefetch(line + done);
   __builtin_prefetch(line + (bytes ? bytes - 1 : 0));

@@ -8,6 +8,8 @@
 
 namespace relive {
 
+inline constexpr uint64_t kAhead = 4;  // independent blocks of random bits computed side by side
+
 // Draws `count` live transitions independently and uniformly, with replacement: a pure function of (seed, batch,
 // count, contents). At least one must be live. O(count), plus O(lanes) where lanes differ in length.
 inline void draw_uniform(const Arena& arena, uint64_t seed, uint64_t batch, uint64_t count, Anchor* anchors) {
@@ -37,10 +39,14 @@ inline void draw_uniform(const Arena& arena, uint64_t seed, uint64_t batch, uint
     const LaneHeader& state = arena.lane(lane);
     return arena.anchor(lane, state, state.head - (ends[lane] - drawn));
   };
-  for (uint64_t i = 0; i < count; i += 2) {
-    const auto bits = philox2x64({batch, i / 2}, seed);
-    anchors[i] = locate(bits[0]);
-    if (i + 1 < count) anchors[i + 1] = locate(bits[1]);
+  std::array<uint64_t, 2 * kAhead> bits;
+  for (uint64_t i = 0; i < count; i += bits.size()) {
+    for (uint64_t block = 0; block < kAhead; ++block) {
+      const auto pair = philox2x64({batch, i / 2 + block}, seed);
+      bits[2 * block] = pair[0];
+      bits[2 * block + 1] = pair[1];
+    }
+    for (uint64_t j = 0; j < std::min(bits.size(), count - i); ++j) anchors[i + j] = locate(bits[j]);
   }
 }
 

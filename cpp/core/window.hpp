@@ -55,39 +55,66 @@ class TransitionView {
     uint32_t final;        // slot + 1 of the final observation, or 0: next_obs is in the next row
   };
 
-  void prefetch_block(const Arena& arena, const Anchor* anchors, uint64_t size) const {
+  // The windows of one block of anchors, and where the packed parts of their first and their next observation lie.
+  struct Block {
+    std::array<Window, kBlock> windows;
+    std::array<const char*, kBlock> records, next;
+  };
+
+  RELIVE_INLINE void prefetch_block(const Arena& arena, const Anchor* anchors, uint64_t size) const {
     const uint64_t bytes = std::min<uint64_t>(layout_.record_bytes * n_ + layout_.final_bytes, 16 * kCacheLine);
     for (uint64_t i = 0; i < size; ++i) prefetch(arena.record(anchors[i].row), bytes);
   }
 
   void assemble_block(const Arena& arena, const Anchor* anchors, uint64_t size, uint64_t first,
                       const BatchArrays& out) const {
-    std::array<Window, kBlock> windows;
-    for (uint64_t i = 0; i < size; ++i) windows[i] = follow(arena, anchors[i], first + i, out);
-    std::array<const char*, kBlock> from;
-    for (size_t leaf = 0; leaf < layout_.rest.size(); ++leaf) {
-      const Leaf& place = layout_.rest[leaf];
-      for (uint64_t i = 0; i < size; ++i) from[i] = arena.value(place, anchors[i].row);
-      copy_values(out.rest[leaf] + first * place.bytes, place.bytes, from.data(), size, place.bytes);
-    }
-    for (size_t leaf = 0; leaf < layout_.obs.size(); ++leaf) {
-      const Leaf& place = layout_.obs[leaf];
-      const uint64_t stride = place.bytes * frames_;
-      for (uint32_t back = 0; back < frames_; ++back) {
-        const uint64_t offset = first * stride + (frames_ - 1 - back) * place.bytes;
+    Block block;
+    for (uint64_t i = 0; i < size; ++i) follow(arena, anchors[i], i, first + i, out, block);
+    for (size_t index = 0; index < layout_.rest.size(); ++index) {
+      const Leaf& leaf = layout_.rest[index];
+      char* to = out.rest[index] + first * leaf.bytes;
+      if (leaf.packed) {
+        copy_values(to, leaf.bytes, block.records.data(), leaf.offset, size, leaf.bytes);
+      } else {
         for (uint64_t i = 0; i < size; ++i)
-          from[i] = arena.frame(place, anchors[i].lane_base, anchors[i].row, windows[i].at, back, padding_);
-        copy_values(out.obs[leaf] + offset, stride, from.data(), size, place.bytes);
-        for (uint64_t i = 0; i < size; ++i) from[i] = next_frame(arena, place, anchors[i], windows[i], back);
-        copy_values(out.next_obs[leaf] + offset, stride, from.data(), size, place.bytes);
+          std::memcpy(to + i * leaf.bytes, arena.value(leaf, anchors[i].row), leaf.bytes);
+      }
+    }
+    for (size_t index = 0; index < layout_.obs.size(); ++index) {
+      const Leaf& leaf = layout_.obs[index];
+      char* to = out.obs[index] + first * leaf.bytes * frames_;
+      char* next_to = out.next_obs[index] + first * leaf.bytes * frames_;
+      if (leaf.packed && frames_ == 1) {
+        copy_values(to, leaf.bytes, block.records.data(), leaf.offset, size, leaf.bytes);
+        copy_values(next_to, leaf.bytes, block.next.data(), leaf.offset, size, leaf.bytes);
+      } else {
+        copy_frames(arena, leaf, anchors, size, block.windows, to, next_to);
       }
     }
   }
 
-  // Walks the window of an anchor and writes what is a number: reward, discount, flags, id.
-  Window follow(const Arena& arena, const Anchor& anchor, uint64_t i, const BatchArrays& out) const {
+  // The general way to copy observations: frame by frame, each wherever it lies.
+  void copy_frames(const Arena& arena, const Leaf& leaf, const Anchor* anchors, uint64_t size,
+                   const std::array<Window, kBlock>& windows, char* to, char* next_to) const {
+    std::array<const char*, kBlock> from;
+    const uint64_t stride = leaf.bytes * frames_;
+    for (uint32_t back = 0; back < frames_; ++back) {
+      const uint64_t offset = (frames_ - 1 - back) * leaf.bytes;
+      for (uint64_t i = 0; i < size; ++i)
+        from[i] = arena.frame(leaf, anchors[i].lane_base, anchors[i].row, windows[i].at, back, padding_);
+      copy_or_zero(to + offset, stride, from.data(), size, leaf.bytes);
+      for (uint64_t i = 0; i < size; ++i) from[i] = next_frame(arena, leaf, anchors[i], windows[i], back);
+      copy_or_zero(next_to + offset, stride, from.data(), size, leaf.bytes);
+    }
+  }
+
+  // Walks the window of anchor i of the block and writes what is a number: reward, discount, flags, id.
+  void follow(const Arena& arena, const Anchor& anchor, uint64_t i, uint64_t to, const BatchArrays& out,
+              Block& block) const {
     uint64_t row = anchor.row, next = arena.after(row, anchor.lane_base);
-    Words words = arena.words(row);
+    const char* record = arena.record(row);
+    block.records[i] = record;
+    Words words = arena.words_of(record);
     const uint32_t at = position(words);
     double reward = words.reward;
     uint32_t steps = 1;
@@ -97,13 +124,19 @@ class TransitionView {
       words = arena.words(row);
       reward += powers_[steps] * words.reward;
     }
+    if (words.final == 0) {
+      block.next[i] = arena.record(next);
+    } else {
+      block.next[i] = arena.packed_final(anchor.lane_base + words.final - 1);
+      prefetch(block.next[i], layout_.final_bytes);
+    }
+    block.windows[i] = {row, next, at, position(words), words.final};
     const bool terminated = words.step & kTerminated;
-    out.reward[i] = static_cast<float>(reward);
-    out.discount[i] = terminated ? 0.0f : static_cast<float>(powers_[steps]);
-    out.terminated[i] = terminated;
-    out.truncated[i] = (words.step & kTruncated) != 0;
-    out.ids[i] = anchor.id;
-    return {row, next, at, position(words), words.final};
+    out.reward[to] = static_cast<float>(reward);
+    out.discount[to] = terminated ? 0.0f : static_cast<float>(powers_[steps]);
+    out.terminated[to] = terminated;
+    out.truncated[to] = (words.step & kTruncated) != 0;
+    out.ids[to] = anchor.id;
   }
 
   const char* next_frame(const Arena& arena, const Leaf& leaf, const Anchor& anchor, const Window& window,
