@@ -16,22 +16,24 @@ help:
 	@echo "make results     train every preset over 3 seeds, write docs/results.md"
 	@echo "make wheel       build a portable wheel into dist/"
 
-# The dependencies are installed once; a change in pyproject.toml or constraints.txt installs them again.
-$(VENV)/.dependencies: pyproject.toml constraints.txt
-	@command -v c++ >/dev/null || { echo "make: a C++ compiler is needed (Debian: apt-get install g++)"; exit 1; }
-	@echo "Setting up $(VENV) (a few minutes, once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind numpy cmake ninja
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,dev]'
+# Everything is installed once. A change in the native code builds the extension again; one in the two files named first
+# installs the dependencies again.
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
+	@$(if $(filter pyproject.toml constraints.txt,$?),$(install_all),$(build_core))
 	@touch $@
-	@touch $(VENV)/.installed
 
-# A change in the native code only builds the extension again.
-$(VENV)/.installed: $(VENV)/.dependencies $(NATIVE)
-	@test $@ -nt $(VENV)/.dependencies -a -z "$$(find $(NATIVE) -newer $@)" || { \
-		echo "Building the native core"; \
-		$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . ; }
-	@touch $@
+define install_all
+command -v c++ >/dev/null || { echo "make: expected a C++ compiler, found none. apt-get install g++"; exit 1; }; \
+echo "Setting up $(VENV): a few minutes, once"; \
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) && \
+$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind numpy cmake ninja && \
+$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,dev]'
+endef
+
+define build_core
+echo "Building the native core" && \
+$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+endef
 
 setup: $(VENV)/.installed
 
@@ -78,9 +80,15 @@ bench: setup
 results: setup
 	$(BIN)/python benchmarks/results.py
 
+# Portable: nothing beyond the baseline of the architecture, tagged with the oldest system it runs on, and tried in an
+# environment of its own, where no compiler can be found.
 wheel: setup
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	@ls -l dist
+	@rm -rf build/wheel build/wheel-venv dist
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl 2>&1 | tail -n 1
+	@$(PYTHON) -m venv build/wheel-venv
+	@build/wheel-venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	@cd build && PATH=/nonexistent wheel-venv/bin/python ../examples/first_steps.py
 
 clean:
 	rm -rf build dist $(VENV)
