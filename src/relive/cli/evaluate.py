@@ -1,5 +1,6 @@
 """`relive evaluate RUN`: greedy episodes with a run's weights, and a film of one."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ def run(args: Sequence[str]) -> int:
         span = f"from {min(evaluation.returns):g} to {max(evaluation.returns):g}"
         print(f"{config.env}, {which} weights of {options.run}: greedy return {evaluation}, {span}.")
     if options.video is not None:
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # pygame is to look for no screen, nor complain that it has none
         pictures, fps, total = film(act, config.env, seed=options.seed, stack=config.stack)
         save_gif(options.video, pictures, fps)
         print(f"{options.video}: an episode of {len(pictures) - 1} steps and return {total:g}.")

@@ -81,6 +81,10 @@ class LoopState:
     """Wall time of the run."""
     eval_seconds: float = 0.0
     """Wall time of its evaluations."""
+    row_step: int = 0
+    """Step of the last row."""
+    row_seconds: float = 0.0
+    """Wall time up to the last row, evaluations left out."""
 
 
 class LossMeter:
@@ -161,7 +165,6 @@ class Trainer:
         self._began = self._reported = time.perf_counter()
         self._marks = deque([(self._began, 0)], maxlen=RATE_REPORTS)
         self._row_every = max(1, config.steps // ROWS)
-        self._row_step, self._row_seconds = 0, 0.0
 
     @property
     def done(self) -> bool:
@@ -247,7 +250,7 @@ class Trainer:
                 updates=state.updates,
                 episodes=state.episodes,
                 seconds=round(state.seconds, 3),
-                steps_per_second=round((state.step - self._row_step) / max(learning - self._row_seconds, 1e-9), 1),
+                steps_per_second=round((state.step - state.row_step) / max(learning - state.row_seconds, 1e-9), 1),
                 epsilon=epsilon_at(self.config, state.step),
                 loss=loss,
                 q_mean=q_mean,
@@ -258,7 +261,7 @@ class Trainer:
                 eval_max=max(evaluation.returns) if evaluation else math.nan,
             )
         )
-        self._row_step, self._row_seconds = state.step, learning
+        state.row_step, state.row_seconds = state.step, learning
         state.fresh.clear()
 
     def _progress(self, now: float, evaluation: Evaluation | None) -> Progress:
@@ -277,7 +280,7 @@ class Trainer:
 
     def finish(self, log: RunLog) -> None:
         """Write what is not written yet: the last row and the last weights."""
-        if self.state.step > self._row_step:
+        if self.state.step > self.state.row_step:
             self._write_row(log, None)
         save_weights(self.run_dir, "last", self.agent)
 

@@ -17,6 +17,9 @@ from relive.train.rundir import load_config
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
 
+DASHES = ("-", "--", ":")
+"""Told apart where the colours begin anew."""
+
 SMOOTHING = 0.05
 """Share of the run over which training returns are averaged."""
 
@@ -47,12 +50,18 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> None:
 
 
 def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
-    """Draw runs in one environment: greedy evaluations with their spread, training returns smoothed, the threshold."""
-    alone = len(curves) == 1
+    """Draw runs in one environment: greedy evaluations and the threshold.
+
+    One run alone also shows its training returns; more than three show no spread: bands over bands tell nothing.
+    """
     for number, curve in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        _draw_training(axes, curve, colour, "training episodes, smoothed" if alone else None)
-        _draw_evaluations(axes, curve, colour, "greedy evaluation, mean ± std" if alone else curve.label)
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        if len(curves) == 1:
+            _draw_training(axes, curve, colour)
+        if len(curves) <= 3:
+            _draw_spread(axes, curve, colour)
+        label = "greedy evaluation, mean ± std" if len(curves) == 1 else curve.label
+        _draw_evaluations(axes, curve, colour, dashes, label)
     for threshold in {curve.config.threshold for curve in curves if curve.config.threshold is not None}:
         axes.axhline(
             threshold, color="#444444", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}", zorder=1
@@ -65,10 +74,19 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="best", fontsize="small")
+        heading = None if len(curves) == 1 else f"greedy evaluation, mean{' ± std' if len(curves) <= 3 else ''}"
+        axes.legend(
+            frameon=False, loc="best", fontsize="small", title=heading, title_fontsize="small", alignment="left"
+        )
 
 
-def _draw_evaluations(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+def _draw_evaluations(axes: Axes, curve: Curve, colour: str, dashes: str, label: str) -> None:
+    there = ~np.isnan(curve.metrics["eval_mean"])
+    step, mean = curve.metrics["step"][there], curve.metrics["eval_mean"][there]
+    axes.plot(step, mean, dashes, color=colour, marker="o", markersize=4, linewidth=1.6, label=label, zorder=4)
+
+
+def _draw_spread(axes: Axes, curve: Curve, colour: str) -> None:
     metrics = curve.metrics
     there = ~np.isnan(metrics["eval_mean"])
     step, mean, std = (metrics[name][there] for name in ("step", "eval_mean", "eval_std"))
@@ -76,25 +94,15 @@ def _draw_evaluations(axes: Axes, curve: Curve, colour: str, label: str) -> None
     low = np.maximum(mean - std, metrics["eval_min"][there])
     high = np.minimum(mean + std, metrics["eval_max"][there])
     axes.fill_between(step, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
-    axes.plot(step, mean, color=colour, marker="o", markersize=4, linewidth=1.6, label=label, zorder=4)
 
 
-def _draw_training(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
+def _draw_training(axes: Axes, curve: Curve, colour: str) -> None:
     metrics = curve.metrics
     there = ~np.isnan(metrics["return_mean"])
-    if not there.any():
-        return
     count = np.diff(metrics["episodes"], prepend=0.0)[there]
-    step = metrics["step"][there]
-    axes.plot(
-        step,
-        smooth(step, metrics["return_mean"][there], count, SMOOTHING * curve.config.steps),
-        color=colour,
-        alpha=0.45,
-        linewidth=1,
-        label=label,
-        zorder=3,
-    )
+    step, value = metrics["step"][there], metrics["return_mean"][there]
+    smoothed = smooth(step, value, count, SMOOTHING * curve.config.steps)
+    axes.plot(step, smoothed, color=colour, alpha=0.45, linewidth=1, label="training episodes, smoothed", zorder=3)
 
 
 def smooth(
