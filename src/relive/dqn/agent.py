@@ -10,12 +10,23 @@ from gymnasium import Space
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import hardshrink
 from torch.optim.adam import adam
 
 from relive.dqn.config import AgentConfig
 from relive.dqn.losses import LOSSES, double_value, greedy_value, td_target
 from relive.dqn.networks import QNetwork, network_spec
 from relive.errors import ConfigError
+
+_FLUSH_EVERY = 64
+"""Updates between two rounds of setting negligible moments to zero.
+
+The moments of a dead unit's weights decay for ever, into the denormal numbers and no further (rounding holds them
+there). A CPU takes up to a hundred times longer over those: updates would slow down as training goes on.
+"""
+
+_NEGLIGIBLE = 1e-30
+"""A moment of at most this size moves no parameter: Adam's epsilon and the parameters' precision are far above."""
 
 
 class TorchBatch(Protocol):
@@ -194,6 +205,9 @@ class DQN:
             maximize=False,
         )
         self.num_updates += 1
+        if self.num_updates % _FLUSH_EVERY == 0:
+            for moment in (self._moment1, self._moment2):
+                moment.copy_(hardshrink(moment, _NEGLIGIBLE))
         if config.target == "soft":
             self._target.params.lerp_(params, config.tau)
         elif self.num_updates % config.target_every == 0:

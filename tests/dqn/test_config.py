@@ -1,0 +1,75 @@
+"""Configs: what they refuse, and that they survive JSON."""
+
+import json
+from typing import Any
+
+import pytest
+
+from relive import ConfigError
+from relive.dqn import PRESETS, AgentConfig, TrainConfig, preset
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": ()}, r"hidden: expected at least one width, or None, got \(\)"),
+        ({"hidden": (64, 0)}, r"hidden: expected an integer >= 1, got 0"),
+        ({"network": "cnn"}, r"network: expected one of auto, mlp, nature, minatar, got 'cnn'"),
+        ({"n_step": 0}, r"n_step: expected an integer >= 1, got 0"),
+        ({"gamma": 1.01}, r"gamma: expected a number in \[0, 1\], got 1.01"),
+        ({"batch_size": 0}, r"batch_size: expected an integer >= 1"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a finite number > 0, got 0.0"),
+        ({"learning_rate": float("nan")}, r"learning_rate: expected a finite number > 0, got nan"),
+        ({"adam_eps": -1.0}, r"adam_eps: expected a finite number > 0"),
+        ({"loss": "l1"}, r"loss: expected squared or huber, got 'l1'"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm: expected a finite number > 0, got 0.0"),
+        ({"target": "hard"}, r"target: expected periodic or soft, got 'hard'"),
+        ({"target_every": 0}, r"target_every: expected an integer >= 1"),
+        ({"tau": 0.0}, r"tau: expected a number in \(0, 1\], got 0.0"),
+    ],
+)
+def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AgentConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": ""}, r"env: expected the id of an environment, got ''"),
+        ({"steps": 0}, r"steps: expected an integer >= 1, got 0"),
+        ({"steps": 10.5}, r"steps: expected an integer >= 1, got 10.5"),
+        ({"num_envs": 3, "capacity": 1000}, r"capacity: expected a multiple of num_envs=3, got 1000"),
+        ({"learning_starts": -1}, r"learning_starts: expected an integer >= 0, got -1"),
+        ({"replay_ratio": 0.0}, r"replay_ratio: expected a finite number > 0, got 0.0"),
+        ({"update_every": 0}, r"update_every: expected an integer >= 1"),
+        ({"epsilon_start": 1.5}, r"epsilon_start: expected a number in \[0, 1\], got 1.5"),
+        ({"epsilon_fraction": -0.1}, r"epsilon_fraction: expected a number in \[0, 1\]"),
+        ({"eval_episodes": 0}, r"eval_episodes: expected an integer >= 1"),
+        ({"keep": "first"}, r"keep: expected best or last, got 'first'"),
+        ({"seed": -1}, r"seed: expected an integer >= 0, got -1"),
+        ({"threads": 0}, r"threads: expected an integer >= 1"),
+        ({"stack": True}, r"stack: expected an integer >= 1, got True"),
+    ],
+)
+def test_runs_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{"env": "CartPole-v1", **change})
+
+
+@pytest.mark.parametrize("config", [TrainConfig(env="X-v0"), *PRESETS.values()], ids=lambda config: config.env)
+def test_a_config_survives_json(config: TrainConfig) -> None:
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("data", [{"env": "X-v0", "speed": 1}, {"env": "X-v0", "agent": {"speed": 1}}, {}])
+def test_a_dict_of_something_else_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="config: expected the fields of TrainConfig"):
+        TrainConfig.from_dict(data)
+
+
+def test_a_preset_is_known_by_its_environment_and_others_get_the_defaults() -> None:
+    assert set(PRESETS) == {"CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3"}
+    assert all(preset(name).env == name and preset(name).threshold is not None for name in PRESETS)
+    assert preset("CartPole-v1").threshold == 475.0
+    assert preset("Taxi-v3") == TrainConfig(env="Taxi-v3")
