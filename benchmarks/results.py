@@ -142,7 +142,7 @@ def page(groups: dict[str, list[Run]]) -> str:
         "# What the presets reach",
         "",
         "Made by `python benchmarks/results.py`: `relive train ENV --seed S` for every preset and seed, nothing",
-        "changed by hand. A return is that of the greedy policy, mean ± standard deviation over 100 episodes with seeds",
+        "changed by hand. A return is that of the greedy policy: mean ± standard deviation of 100 episodes with seeds",
         "that no decision of the run has seen. Reference: the tuned DQN of Stable-Baselines3 as its authors give it",
         "(rl-baselines3-zoo), one seed, no spread over seeds known.",
         "",
@@ -156,7 +156,7 @@ def page(groups: dict[str, list[Run]]) -> str:
         "",
         "## Run by run",
         "",
-        "| environment | seed | steps | updates | training, s | evaluations, s | updates/s "
+        "| environment | seed | steps | updates | training, s | evaluations, s | CPU of both, s "
         "| return of the kept weights | from step | return of the last weights |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(detail(run) for run in runs),
@@ -192,7 +192,7 @@ def detail(run: Run) -> str:
     training = result["seconds"] - result["eval_seconds"]
     return (
         f"| {run.config.env} | {run.config.seed} | {result['steps']:,} | {result['updates']:,} | {training:.1f} "
-        f"| {result['eval_seconds']:.1f} | {result['updates'] / training:,.0f} "
+        f"| {result['eval_seconds']:.1f} | {result['cpu_seconds']:.1f} "
         f"| {result['final']['mean']:.1f} ± {result['final']['std']:.1f} | {result['kept_step']:,} "
         f"| {run.last.mean:.1f} ± {run.last.std:.1f} |"
     )

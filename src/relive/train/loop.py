@@ -79,6 +79,8 @@ class LoopState:
     """Step of the best evaluation; None before the first."""
     seconds: float = 0.0
     """Wall time of the run."""
+    cpu_seconds: float = 0.0
+    """Processor time of the same span: unlike wall time it says something on a machine that others use too."""
     eval_seconds: float = 0.0
     """Wall time of its evaluations."""
     row_step: int = 0
@@ -163,6 +165,7 @@ class Trainer:
         self._obs = obs
         self._stack = FrameStack(config.stack, obs) if config.stack > 1 else None
         self._began = self._reported = time.perf_counter()
+        self._cpu_began = time.process_time()
         self._marks = deque([(self._began, 0)], maxlen=RATE_REPORTS)
         self._row_every = max(1, config.steps // ROWS)
 
@@ -242,6 +245,7 @@ class Trainer:
     def _write_row(self, log: RunLog, evaluation: Evaluation | None) -> None:
         state = self.state
         state.seconds = time.perf_counter() - self._began
+        state.cpu_seconds = time.process_time() - self._cpu_began
         learning = state.seconds - state.eval_seconds
         loss, q_mean = self._meter.take()
         log.write(
@@ -355,6 +359,7 @@ def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
         updates=state.updates,
         episodes=state.episodes,
         seconds=state.seconds,
+        cpu_seconds=state.cpu_seconds,
         eval_seconds=state.eval_seconds,
         kept=kept,
         kept_step=state.best_step if kept == "best" and state.best_step is not None else state.step,

@@ -25,6 +25,8 @@ class Result:
     episodes: int
     seconds: float
     """Wall time of the training, evaluations on the way included, the final one not."""
+    cpu_seconds: float
+    """Processor time of the same."""
     eval_seconds: float
     """Wall time of the evaluations on the way."""
     kept: Literal["best", "last"]
@@ -51,6 +53,7 @@ def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
         "updates": result.updates,
         "episodes": result.episodes,
         "seconds": round(result.seconds, 3),
+        "cpu_seconds": round(result.cpu_seconds, 3),
         "eval_seconds": round(result.eval_seconds, 3),
         "kept": result.kept,
         "kept_step": result.kept_step,
@@ -88,6 +91,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
         f"| training episodes | {result.episodes:,} |",
         f"| training time | {learning:.1f} s, and {result.eval_seconds:.1f} s for the evaluations on the way |",
+        f"| processor time of both | {result.cpu_seconds:.1f} s |",
         f"| weights kept | {result.kept}, from step {result.kept_step:,} |",
     ]
     if final is not None:
