@@ -76,6 +76,68 @@ def test_ids_may_be_any_integers():
         assert buffer.get(ids).action.tolist() == [4, 0, 4]
 
 
+# Tensors.
+
+
+def small() -> relive.ReplayBuffer:
+    buffer = relive.ReplayBuffer(64, seed=3)
+    for step in range(64):
+        state = {"x": np.full((2, 3), step, np.float32), "y": np.uint8(step)}
+        buffer.push(state, step, float(step), step % 9 == 8, state)
+    return buffer
+
+
+def test_tensors_hold_what_arrays_hold():
+    torch = pytest.importorskip("torch")
+    arrays, tensors = small().sample(16), small().sample(16, output="torch")
+    for name in ("action", "reward", "terminated", "truncated", "discount", "ids"):
+        tensor = getattr(tensors, name)
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.device.type == "cpu"
+        assert np.array_equal(tensor.numpy(), getattr(arrays, name))
+    for name in ("obs", "next_obs"):
+        for leaf in ("x", "y"):
+            assert np.array_equal(getattr(tensors, name)[leaf].numpy(), getattr(arrays, name)[leaf])
+    assert tensors.terminated.dtype == torch.bool
+    assert tensors.reward.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tensors_go_to_the_device_asked_for(device):
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    buffer, twin = small(), small()
+    held = []
+    for _ in range(20):
+        batch, expected = buffer.sample(16, output="torch", device=device), twin.sample(16)
+        assert batch.obs["x"].device.type == batch.ids.device.type == device
+        held.append((batch, expected.obs["x"].copy(), expected.reward.copy()))
+    for batch, obs, reward in held:
+        assert np.array_equal(batch.obs["x"].cpu().numpy(), obs)
+        assert np.array_equal(batch.reward.cpu().numpy(), reward)
+
+
+def test_devices_that_are_not_there():
+    torch = pytest.importorskip("torch")
+    buffer, twin = small(), small()
+    wrong = ["abacus", "cuda:999"] + ([] if torch.cuda.is_available() else ["cuda"])
+    for device in wrong:
+        with pytest.raises(relive.ConfigError, match="device"):
+            buffer.sample(4, output="torch", device=device)
+    assert buffer.sample(4).ids.tolist() == twin.sample(4).ids.tolist()  # nothing was drawn
+
+
+def test_a_dtype_without_a_tensor_is_refused():
+    pytest.importorskip("torch")
+    schema = relive.Schema(relive.Field("float32"), relive.Field("int64"), {"name": relive.Field("U4")})
+    buffer = relive.ReplayBuffer(4, schema, seed=0)
+    buffer.push(0.0, 0, 0.0, False, 0.0, name="abc")
+    with pytest.raises(relive.ConfigError, match="torch"):
+        buffer.sample(2, output="torch")
+    assert buffer.sample(2).name.tolist() == ["abc", "abc"]
+
+
 # What it takes of the machine.
 
 
