@@ -343,9 +343,9 @@ class Reader {
       check(out, count);
       return nb::borrow<nb::tuple>(out);
     }
-    ArrayPool& pool = pool_of(count);
     nb::tuple arrays = nb::steal<nb::tuple>(PyTuple_New(types_.size()));
     if (!arrays.is_valid()) throw nb::python_error();
+    ArrayPool& pool = pool_of(count);  // after what may run the garbage collector, and with it another thread
     for (size_t i = 0; i < types_.size(); ++i) {
       const Reference array = pool.take(i);
       PyTuple_SET_ITEM(arrays.ptr(), i, Py_NewRef(array.get()));

@@ -48,14 +48,12 @@ inline void copy_values(char* to, uint64_t stride, const char* const* from, uint
   }
 }
 
-// Like `copy_values`; a null source stands for zeros.
-inline void copy_or_zero(char* to, uint64_t stride, const char* const* from, uint64_t count, uint64_t bytes) {
-  for (uint64_t i = 0; i < count; ++i) {
-    if (from[i])
-      copy_value(to + i * stride, from[i], bytes);
-    else
-      std::memset(to + i * stride, 0, bytes);
-  }
+// Like `copy_value`; a null source stands for zeros.
+inline void copy_or_zero(char* to, const char* from, uint64_t bytes) {
+  if (from)
+    copy_value(to, from, bytes);
+  else
+    std::memset(to, 0, bytes);
 }
 
 }  // namespace relive

@@ -93,18 +93,16 @@ class TransitionView {
     }
   }
 
-  // The general way to copy observations: frame by frame, each wherever it lies.
+  // The general way to copy observations: frame by frame, each wherever it lies. Anchor by anchor, because obs and
+  // next_obs share frames that are still in the cache.
   void copy_frames(const Arena& arena, const Leaf& leaf, const Anchor* anchors, uint64_t size,
                    const std::array<Window, kBlock>& windows, char* to, char* next_to) const {
-    std::array<const char*, kBlock> from;
-    const uint64_t stride = leaf.bytes * frames_;
-    for (uint32_t back = 0; back < frames_; ++back) {
-      const uint64_t offset = (frames_ - 1 - back) * leaf.bytes;
-      for (uint64_t i = 0; i < size; ++i)
-        from[i] = arena.frame(leaf, anchors[i].lane_base, anchors[i].row, windows[i].at, back, padding_);
-      copy_or_zero(to + offset, stride, from.data(), size, leaf.bytes);
-      for (uint64_t i = 0; i < size; ++i) from[i] = next_frame(arena, leaf, anchors[i], windows[i], back);
-      copy_or_zero(next_to + offset, stride, from.data(), size, leaf.bytes);
+    for (uint64_t i = 0; i < size; ++i) {
+      for (uint32_t back = frames_; back-- > 0; to += leaf.bytes, next_to += leaf.bytes) {
+        copy_or_zero(to, arena.frame(leaf, anchors[i].lane_base, anchors[i].row, windows[i].at, back, padding_),
+                     leaf.bytes);
+        copy_or_zero(next_to, next_frame(arena, leaf, anchors[i], windows[i], back), leaf.bytes);
+      }
     }
   }
 
