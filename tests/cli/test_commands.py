@@ -139,6 +139,13 @@ def test_an_environment_whose_own_requirement_is_missing_is_named(place: Path) -
     assert_refused(done.returncode, done.stderr, remedy)
 
 
+def test_a_word_that_is_no_environment_chooses_no_preset(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: FrozenLake trained with the settings of CartPole, because a directory is called so."""
+    monkeypatch.chdir(place)
+    assert main(["train", "FrozenLake-v1", *TINY, "--out", "CartPole-v1"]) == 0
+    assert load_config(place / "CartPole-v1").agent == AgentConfig()
+
+
 def test_version_and_help_need_numpy_only(place: Path) -> None:
     """Bug: torch imported, and waited for, or missed, to print a line."""
     done = relive("--version", cwd=place, without="torch")

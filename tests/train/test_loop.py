@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from relive.dqn import AgentConfig, TrainConfig, preset
 from relive.errors import ConfigError
 from relive.train import evaluate, load_config, load_policy, plot_runs, train
 from relive.train.environments import make_training_envs
-from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED
+from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Act, Evaluation
 from relive.train.log import read_metrics
 from relive.train.loop import FrameStack, Progress, Trainer
 from relive.train.plot import smooth
@@ -119,31 +119,39 @@ def test_training_returns_are_those_of_the_episodes(tmp_path: Path) -> None:
     assert 3.5 < result.steps / result.episodes < 4.5  # an episode of seed s lasts 1 + s % 7 steps: 4 on average
 
 
-def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
-    """Bug: the best of the run saved after a further update, or overwritten by a worse evaluation."""
+def test_stored_weights_repeat_the_evaluations_of_the_run(tmp_path: Path) -> None:
+    """Bug: weights saved after a further update, or for a network of another shape; other seeds at the end."""
     run = tmp_path / "run"
-    config = replace(TINY, eval_every=150)
-    result = train(config, run)
-    means = read_metrics(run)["eval_mean"]
-    again = evaluate(load_policy(run, "best"), config.env, episodes=config.eval_episodes, seed=EVALUATION_SEED)
+    result = train(TINY, run)
+    policy = load_policy(run, "best")
+    again = evaluate(policy, TINY.env, episodes=TINY.eval_episodes, seed=EVALUATION_SEED)
+    final = evaluate(policy, TINY.env, episodes=TINY.final_eval_episodes, seed=FINAL_SEED)
     assert again is not None
-    assert again.mean == np.nanmax(means)
-    final = evaluate(load_policy(run, "best"), config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED)
     assert final is not None
     assert result.final is not None
+    assert again.mean == np.nanmax(read_metrics(run)["eval_mean"])
     assert final.returns == result.final.returns
-    assert result.kept == "best"
 
 
-def test_keep_last_ends_with_the_last_weights(tmp_path: Path) -> None:
-    """Bug: `keep` parsed and ignored."""
-    run = tmp_path / "run"
-    result = train(replace(TINY, keep="last", eval_every=150), run)
-    final = evaluate(load_policy(run, "last"), TINY.env, episodes=TINY.final_eval_episodes, seed=FINAL_SEED)
-    assert final is not None
-    assert result.final is not None
-    assert final.returns == result.final.returns
-    assert (result.kept, result.kept_step) == ("last", TINY.steps)
+@pytest.mark.parametrize(("keep", "evaluation"), [("best", 2), ("last", 3)])
+def test_the_weights_kept_are_those_that_keep_names(
+    keep: Literal["best", "last"], evaluation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `keep` parsed and ignored; a worse evaluation, or one equally good but older, taken for the best."""
+    probe = np.random.default_rng(0).normal(0, 0.2, (500, 4)).astype(np.float32)
+    policies: list[NDArray[np.int64]] = []
+    means = iter([30.0, 5.0, 30.0, 20.0, 0.0])  # four evaluations on the way, and the final one
+
+    def scripted(act: Act, env: str, **_: object) -> Evaluation:
+        policies.append(act(probe))
+        return Evaluation((next(means),), (1,), 0.0)
+
+    monkeypatch.setattr("relive.train.loop.evaluate", scripted)
+    result = train(replace(TINY, eval_every=200, keep=keep), tmp_path / "run")
+    assert (result.kept, result.kept_step) == (keep, 200 * (evaluation + 1))
+    assert all((policies[-2] != other).any() for other in policies[:3])  # else nothing could be told apart
+    assert (policies[-1] == policies[evaluation]).all()
+    assert (load_policy(tmp_path / "run", keep)(probe) == policies[evaluation]).all()
 
 
 def test_stop_return_ends_the_run_at_an_evaluation(tmp_path: Path) -> None:
