@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from relive._core import Core, Reader
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
-from relive.schema import Field, Schema, flatten, leaves, unflatten
+from relive.schema import FLAG, REWARD, Field, Schema, flatten, leaves, unflatten
 from relive.views import Transitions
 
 Output = Literal["numpy", "torch"]
@@ -26,6 +26,7 @@ class Reading:
         flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         tail = ("reward", "terminated", "truncated", "next_obs", "discount", "ids")
         self._names = ("obs", "action", *schema.extras, *tail) if flat else None
+        self._checked: set[Any] = set()  # devices that tensors can go to
 
     def sample(self, n: int, output: Output, device: Any, out: Batch | None) -> Batch:
         """See `ReplayBuffer.sample`."""
@@ -65,9 +66,7 @@ class Reading:
 
     def _batch(self, arrays: tuple[Any, ...], output: Output, device: Any) -> Batch:
         if output == "torch":
-            from relive.tensors import to_torch
-
-            arrays = to_torch(arrays, device)
+            arrays = self._to_torch(arrays, device)
         if self._names is not None:
             return Batch(dict(zip(self._names, arrays, strict=True)))
         values = iter(arrays)
@@ -85,6 +84,12 @@ class Reading:
             raise ConfigError(
                 f"output: expected 'numpy', or 'torch' with or without a device, got {output!r}, {device=}."
             )
+        if output == "torch" and device not in self._checked:
+            from relive.tensors import check, to_torch
+
+            check({leaf.itemdtype for _, leaf in self._fields()}, device)
+            self._checked.add(device)
+            self._to_torch = to_torch
         if out is None:
             return None
         if device is not None or (output == "torch" and isinstance(out.ids, np.ndarray)):
@@ -107,14 +112,20 @@ class Reading:
             arrays = to_numpy(arrays)
         return arrays
 
-    def _bad_out(self, error: IndexError) -> ConfigError:
-        names = [
-            *(name for name, _ in leaves(self._schema.obs, "obs")),
-            *(name for name, _ in leaves(self._schema.action, "action")),
-            *(*self._schema.extras, "reward", "terminated", "truncated"),
-            *(name for name, _ in leaves(self._schema.obs, "next_obs")),
-            *("discount", "ids"),
+    def _fields(self) -> list[tuple[str, Field]]:
+        """The arrays of a batch in the native order, as fields of one transition."""
+        schema = self._schema
+        return [
+            *leaves(schema.obs, "obs"),
+            *leaves(schema.action, "action"),
+            *schema.extras.items(),
+            *(("reward", REWARD), ("terminated", FLAG), ("truncated", FLAG)),
+            *leaves(schema.obs, "next_obs"),
+            *(("discount", REWARD), ("ids", Field(np.int64))),
         ]
+
+    def _bad_out(self, error: IndexError) -> ConfigError:
+        names = [name for name, _ in self._fields()]
         return ConfigError(
             f"out: expected arrays as this buffer returns them for the same batch size, got another "
             f"{names[int(str(error))]}. Pass a batch that was returned."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,28 @@ except ImportError as error:
     raise ConfigError("output='torch': expected PyTorch, it is not installed. pip install 'relive[train]'.") from error
 
 
-def to_torch(arrays: tuple[Any, ...], device: Any = None) -> tuple[Any, ...]:
-    """Tensors that share the arrays' memory on the CPU; copies on any other device.
+def check(dtypes: Iterable[np.dtype[Any]], device: Any) -> None:
+    """Finds out beforehand whether arrays of these dtypes can become tensors on this device.
 
     Raises:
         ConfigError: a dtype that PyTorch does not have, or a device that is not there.
     """
     try:
-        tensors = tuple(map(torch.from_numpy, arrays))
+        for dtype in dtypes:
+            torch.from_numpy(np.empty(0, dtype))
     except TypeError as error:
-        raise ConfigError(f"output='torch': expected dtypes that PyTorch has, {error}. Use output='numpy'.") from error
-    if device is None:
-        return tensors
+        raise ConfigError(f"output='torch': expected dtypes that PyTorch has, {error} Use output='numpy'.") from error
     try:
-        return tuple([tensor.to(device, non_blocking=True) for tensor in tensors])
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: expected one that PyTorch can use here, got {device!r} ({error}).") from error
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # "not compiled with CUDA" comes as an assertion
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device: expected one that PyTorch can use here, got {device!r} ({reason}).") from error
+
+
+def to_torch(arrays: tuple[Any, ...], device: Any = None) -> tuple[Any, ...]:
+    """Tensors that share the arrays' memory on the CPU; copies on any other device."""
+    tensors = tuple(map(torch.from_numpy, arrays))
+    return tensors if device is None else tuple([tensor.to(device, non_blocking=True) for tensor in tensors])
 
 
 def to_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
