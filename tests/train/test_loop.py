@@ -21,10 +21,11 @@ from relive.train import evaluate, load_config, load_policy, plot_runs, train
 from relive.train.environments import make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Act, Evaluation
 from relive.train.log import read_metrics
-from relive.train.loop import FrameStack, Progress, Trainer
+from relive.train.loop import Progress, Trainer
 from relive.train.plot import smooth
 from relive.train.rundir import CONTENTS
 from relive.train.schedules import updates_owed
+from relive.train.state import FrameStack
 from relive.train.stop import StopRequest
 
 TINY = TrainConfig(

@@ -74,8 +74,7 @@ def _names(kind: type[Any]) -> list[str]:
     """Every option of a dataclass, nested ones too."""
     names = []
     for field in fields(kind):
-        inner = next((part for part in (field.type, *getattr(field.type, "__args__", ())) if is_dataclass(part)), None)
-        inner = inner or getattr(field.type, "__origin__", None)
+        inner = getattr(field.type, "__origin__", field.type)  # Annotated[TrainConfig, ...] -> TrainConfig
         if isinstance(inner, type) and is_dataclass(inner):
             names += _names(inner)
         else:

@@ -5,15 +5,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import relive
-from relive.dqn import DQN, TrainConfig, Update
+from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError
 from relive.train.environments import Envs, make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate, greedy
@@ -21,6 +20,7 @@ from relive.train.log import Row, RunLog
 from relive.train.plot import plot_runs
 from relive.train.rundir import CURVE, claim_run_dir, load_weights, save_config, save_weights
 from relive.train.schedules import epsilon_at, updates_owed
+from relive.train.state import FrameStack, LoopState, LossMeter
 from relive.train.stop import StopRequest
 from relive.train.summary import Result, save_result
 
@@ -57,84 +57,6 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-@dataclass
-class LoopState:
-    """All that the loop remembers from one step to the next.
-
-    The agent, the buffer and the environments keep their own state; what is not there is here, and nowhere else.
-    """
-
-    running: NDArray[np.float64]
-    """Return so far of each lane's episode, f64 [lanes]."""
-    step: int = 0
-    """Environment steps made, all lanes together; a reset is none."""
-    updates: int = 0
-    episodes: int = 0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    """Returns of the newest episodes."""
-    fresh: list[float] = field(default_factory=list)
-    """Returns of the episodes ended since the last row."""
-    best_return: float = -math.inf
-    best_step: int | None = None
-    """Step of the best evaluation; None before the first."""
-    seconds: float = 0.0
-    """Wall time of the run."""
-    cpu_seconds: float = 0.0
-    """Processor time of the same span: unlike wall time it says something on a machine that others use too."""
-    eval_seconds: float = 0.0
-    """Wall time of its evaluations."""
-    row_step: int = 0
-    """Step of the last row."""
-    row_seconds: float = 0.0
-    """Wall time up to the last row, evaluations left out."""
-
-
-class LossMeter:
-    """Means over updates since the last row, kept on the device so that no update waits for a number."""
-
-    def __init__(self, device: str) -> None:
-        self._sums = torch.zeros(2, device=device)  # f32[2]: loss, q
-        self._count = 0
-        self._last = (math.nan, math.nan)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was added since the last `take`."""
-        return self._count == 0
-
-    def add(self, update: Update) -> None:
-        """Take one update in."""
-        self._sums[0] += update.loss
-        self._sums[1] += update.q_mean
-        self._count += 1
-
-    def peek(self) -> tuple[float, float]:
-        """Mean loss and mean Q since the last `take`, those before it while there was no update."""
-        if self._count:
-            loss, q_mean = (self._sums / self._count).tolist()
-            self._last = (loss, q_mean)
-        return self._last
-
-    def take(self) -> tuple[float, float]:
-        """The means, NaN if there was no update; then begin anew."""
-        means = self.peek() if self._count else (math.nan, math.nan)
-        self._sums.zero_()
-        self._count = 0
-        return means
-
-
-class FrameStack:
-    """The last k observations of every lane as one: the acting side of what the buffer assembles when sampled."""
-
-    def __init__(self, k: int, obs: NDArray[np.generic]) -> None:
-        self.obs = np.repeat(obs[:, None], k, axis=1)  # [lanes, k, *frame]
-
-    def push(self, obs: NDArray[np.generic], begins: NDArray[np.bool_]) -> None:
-        """Append one observation a lane; where an episode begins its first one repeats."""
-        self.obs = np.concatenate([self.obs[:, 1:], obs[:, None]], axis=1)
-        self.obs[begins] = obs[begins, None]
-
-
 class Trainer:
     """One run: an agent, a buffer, environments, and the loop over them, a step at a time."""
 
@@ -157,9 +79,8 @@ class Trainer:
             view=relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack),
             seed=config.seed,
         )
-        self.state = LoopState(running=np.zeros(envs.num_envs))
+        self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
         self.writer = self.buffer.writer(envs)
-        self._meter = LossMeter(config.device)
         obs, _ = envs.reset(seed=config.seed)
         self.writer.reset(obs)
         self._obs = obs
@@ -221,8 +142,8 @@ class Trainer:
     def _learn(self) -> None:
         batch = self.buffer.sample(self.config.agent.batch_size, output="torch", device=self.config.device)
         update = self.agent.update(batch)
-        if self._meter.empty or self.state.updates % METER_EVERY == 0:
-            self._meter.add(update)
+        if self.state.meter.empty or self.state.updates % METER_EVERY == 0:
+            self.state.meter.add(update)
         self.state.updates += 1
 
     def _evaluate(self) -> Evaluation | None:
@@ -247,7 +168,7 @@ class Trainer:
         state.seconds = time.perf_counter() - self._began
         state.cpu_seconds = time.process_time() - self._cpu_began
         learning = state.seconds - state.eval_seconds
-        loss, q_mean = self._meter.take()
+        loss, q_mean = state.meter.take()
         log.write(
             Row(
                 step=state.step,
@@ -277,7 +198,7 @@ class Trainer:
             steps=self.config.steps,
             episodes=state.episodes,
             return_mean=float(np.mean(state.recent)) if state.recent else math.nan,
-            loss=self._meter.peek()[0],
+            loss=state.meter.peek()[0],
             steps_per_second=(state.step - marked_step) / max(now - marked, 1e-9),
             evaluation=evaluation,
         )
@@ -326,9 +247,8 @@ def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progres
     torch.set_num_threads(config.threads)
     try:
         with closing(envs), StopRequest() as stop:
-            trainer = Trainer(
-                config, envs, run_dir, stop, report
-            )  # refuses what does not fit before anything is written
+            # First what may be refused, then the directory: a refused run leaves none behind.
+            trainer = Trainer(config, envs, run_dir, stop, report)
             claim_run_dir(run_dir)
             save_config(run_dir, config)
             with RunLog(run_dir) as log:
@@ -346,8 +266,8 @@ def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progres
 def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
     """Evaluate the weights that are kept, unless the run was interrupted."""
     config, state = trainer.config, trainer.state
-    kept = config.keep if state.best_step is not None else "last"
-    if kept == "best":
+    best = state.best_step if config.keep == "best" else None
+    if best is not None:
         trainer.agent.load_weights(load_weights(trainer.run_dir, "best"))
     final = evaluate(
         trainer.greedy, config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED, stack=config.stack, stop=stop
@@ -361,8 +281,8 @@ def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
         seconds=state.seconds,
         cpu_seconds=state.cpu_seconds,
         eval_seconds=state.eval_seconds,
-        kept=kept,
-        kept_step=state.best_step if kept == "best" and state.best_step is not None else state.step,
+        kept="last" if best is None else "best",
+        kept_step=state.step if best is None else best,
         final=final,
         threshold=config.threshold,
     )

@@ -1,0 +1,91 @@
+"""What the loop remembers."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from relive.dqn import Update
+
+
+class LossMeter:
+    """Means over updates since the last row, kept on the device so that no update waits for a number."""
+
+    def __init__(self, device: str) -> None:
+        self._sums = torch.zeros(2, device=device)  # f32[2]: loss, q
+        self._count = 0
+        self._last = (math.nan, math.nan)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added since the last `take`."""
+        return self._count == 0
+
+    def add(self, update: Update) -> None:
+        """Take one update in."""
+        self._sums[0] += update.loss
+        self._sums[1] += update.q_mean
+        self._count += 1
+
+    def peek(self) -> tuple[float, float]:
+        """Mean loss and mean Q since the last `take`, those before it while there was no update."""
+        if self._count:
+            loss, q_mean = (self._sums / self._count).tolist()
+            self._last = (loss, q_mean)
+        return self._last
+
+    def take(self) -> tuple[float, float]:
+        """The means, NaN if there was no update; then begin anew."""
+        means = self.peek() if self._count else (math.nan, math.nan)
+        self._sums.zero_()
+        self._count = 0
+        return means
+
+
+@dataclass
+class LoopState:
+    """All that the loop remembers from one step to the next.
+
+    The agent and the buffer keep their own state; so do the environments, with the observation in hand. The rest is here.
+    """
+
+    running: NDArray[np.float64]
+    """Return so far of each lane's episode, f64 [lanes]."""
+    meter: LossMeter
+    """Losses since the last row."""
+    step: int = 0
+    """Environment steps made, all lanes together; a reset is none."""
+    updates: int = 0
+    episodes: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    """Returns of the newest episodes."""
+    fresh: list[float] = field(default_factory=list)
+    """Returns of the episodes ended since the last row."""
+    best_return: float = -math.inf
+    best_step: int | None = None
+    """Step of the best evaluation; None before the first."""
+    seconds: float = 0.0
+    """Wall time of the run."""
+    cpu_seconds: float = 0.0
+    """Processor time of the same span: unlike wall time it says something on a machine that others use too."""
+    eval_seconds: float = 0.0
+    """Wall time of its evaluations."""
+    row_step: int = 0
+    """Step of the last row."""
+    row_seconds: float = 0.0
+    """Wall time up to the last row, evaluations left out."""
+
+
+class FrameStack:
+    """The last k observations of every lane as one: the acting side of what the buffer assembles when sampled."""
+
+    def __init__(self, k: int, obs: NDArray[np.generic]) -> None:
+        self.obs = np.repeat(obs[:, None], k, axis=1)  # [lanes, k, *frame]
+
+    def push(self, obs: NDArray[np.generic], begins: NDArray[np.bool_]) -> None:
+        """Append one observation a lane; where an episode begins its first one repeats."""
+        self.obs = np.concatenate([self.obs[:, 1:], obs[:, None]], axis=1)
+        self.obs[begins] = obs[begins, None]
