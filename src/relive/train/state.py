@@ -49,7 +49,7 @@ class LossMeter:
 class LoopState:
     """All that the loop remembers from one step to the next.
 
-    The agent and the buffer keep their own state; so do the environments, with the observation in hand. The rest is here.
+    The agent and the buffer keep their own state; so do the environments, and the observation in hand is theirs. All else is here.
     """
 
     running: NDArray[np.float64]
