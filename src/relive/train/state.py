@@ -49,7 +49,8 @@ class LossMeter:
 class LoopState:
     """All that the loop remembers from one step to the next.
 
-    The agent and the buffer keep their own state; so do the environments, and the observation in hand is theirs. All else is here.
+    The agent and the buffer keep their own state, the environments theirs (with the observation in hand). All else is
+    here.
     """
 
     running: NDArray[np.float64]
