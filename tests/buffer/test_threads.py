@@ -19,7 +19,7 @@ import pytest
 
 import relive
 from model.compare import fingerprint
-from model.reference import leaves
+from model.reference import leaves, map_tree
 
 GAMMA = 0.5
 LENGTH = 7  # steps of an episode
@@ -151,6 +151,41 @@ def test_threads_push_and_sample_at_once(depth):
     if depth < steps:
         assert len(buffer) == lanes * depth
     check(buffer.get(buffer.ids), lanes, n)
+
+
+def test_a_large_batch_is_of_one_moment():
+    """Milliseconds of copying without the GIL, in which a writer would overwrite the whole buffer many times."""
+    depth, size, rounds = 40, 10_000, 12
+    buffer = make(1, depth, n=1, seed=6)
+    block = transition(np.arange(20_000), np.zeros(20_000, np.int64))
+    buffer.extend(**map_tree(lambda leaf: leaf[:depth], block))
+    reading = {"sample", "get"}
+
+    def write() -> None:
+        for step in range(depth, 20_000):
+            buffer.push(**map_tree(lambda leaf, step=step: leaf[step], block))
+            if not reading:
+                break
+
+    def sample() -> None:
+        try:
+            for _ in range(rounds):
+                batch = buffer.sample(size)
+                check(batch, 1, 1)
+                assert np.ptp(batch.ids) < depth  # all of them were live at once
+        finally:
+            reading.discard("sample")
+
+    def get() -> None:
+        try:
+            for _ in range(rounds):
+                newest = buffer.ids[-depth // 2 :]
+                with contextlib.suppress(relive.StaleIdError):
+                    check(buffer.get(np.resize(newest, size)), 1, 1)
+        finally:
+            reading.discard("get")
+
+    run(write, sample, get)
 
 
 def contents(batch: Any) -> list[bytes]:
