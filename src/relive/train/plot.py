@@ -74,9 +74,17 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
+        # Below the axes, where no curve can run into it.
         heading = None if len(curves) == 1 else f"greedy evaluation, mean{' ± std' if len(curves) <= 3 else ''}"
         axes.legend(
-            frameon=False, loc="best", fontsize="small", title=heading, title_fontsize="small", alignment="left"
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(0, -0.14),
+            ncols=3,
+            fontsize="small",
+            title=heading,
+            title_fontsize="small",
+            alignment="left",
         )
 
 
