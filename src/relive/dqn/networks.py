@@ -136,6 +136,8 @@ class Layer(NamedTuple):
     """The parameters of one layer and their gradients, all views of two flat vectors."""
 
     weight: Tensor
+    weight_t: Tensor
+    """`weight` with its last two axes swapped."""
     bias: Tensor
     grad_weight: Tensor
     grad_bias: Tensor
@@ -193,7 +195,13 @@ class QNetwork:
         self.named = _views(self.params, drawn)
         grads = _views(self.gradient, drawn)
         layers = {
-            name: Layer(*(tensors[f"{name}.{part}"] for tensors in (self.named, grads) for part in ("weight", "bias")))
+            name: Layer(
+                weight=self.named[f"{name}.weight"],
+                weight_t=self.named[f"{name}.weight"].mT,
+                bias=self.named[f"{name}.bias"],
+                grad_weight=grads[f"{name}.weight"],
+                grad_bias=grads[f"{name}.bias"],
+            )
             for name in dict.fromkeys(name.split(".")[0] for name in drawn)
         }
         self._convs = [layer for name, layer in layers.items() if name.startswith("conv")]
@@ -207,9 +215,14 @@ class QNetwork:
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tape]:
         """Q [B, A], and what `backward` needs."""
-        leaves = [tensor.detach().requires_grad_() for conv in self._convs for tensor in (conv.weight, conv.bias)]
-        features = self._features(obs, leaves)
-        activations = self._activations(features.detach())
+        leaves: list[Tensor] = []
+        if not self._convs:
+            features = self._features(obs, [])
+        else:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves += [t.detach().requires_grad_() for conv in self._convs for t in (conv.weight, conv.bias)]
+                features = self._features(obs, leaves)
+        activations = self._activations(features.detach() if leaves else features)
         return self._head(activations[-1]), Tape(leaves, features, activations)
 
     def backward(self, tape: Tape, grad_q: Tensor) -> None:
@@ -221,7 +234,7 @@ class QNetwork:
             grad = torch.ops.aten.threshold_backward(grad, above, 0)  # f[B, width]
             _linear_backward(layer, below, grad)
             if i > 0 or tape.leaves:
-                grad = torch.mm(grad, layer.weight.t())  # f[B, width below]
+                grad = torch.mm(grad, layer.weight_t)  # f[B, width below]
         if tape.leaves:
             grads = torch.autograd.grad(tape.features, tape.leaves, grad)
             slots = [tensor for conv in self._convs for tensor in (conv.grad_weight, conv.grad_bias)]
@@ -262,7 +275,7 @@ class QNetwork:
         grads = aggregate_backward(grad_q) if self.spec.dueling else (grad_q,)
         for head, part, grad in zip(self._heads, self._streams(x), grads, strict=True):
             _linear_backward(head, part, grad)
-            below.append(torch.mm(grad, head.weight.t()))
+            below.append(torch.mm(grad, head.weight_t))
         return torch.cat(below, 1) if self.spec.dueling else below[0]
 
     def _streams(self, x: Tensor) -> tuple[Tensor, ...]:
