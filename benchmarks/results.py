@@ -218,8 +218,8 @@ def remarks(groups: dict[str, list[Run]], seeds: int) -> list[str]:
         missed = {run.config.seed: run.result["final"]["mean"] for run in runs}
         missed = {seed: mean for seed, mean in missed.items() if mean < reference.mean}
         if missed:
-            seeds = ", ".join(f"seed {seed} ({mean:.1f})" for seed, mean in missed.items())
-            lines.append(f"- {env}: below the reference of {reference.mean:g} with {seeds}.")
+            which = ", ".join(f"seed {seed} ({mean:.1f})" for seed, mean in missed.items())
+            lines.append(f"- {env}: below the reference of {reference.mean:g} with {which}.")
         steps = runs[0].config.steps
         if steps > reference.steps:
             lines.append(f"- {env}: the preset may use {steps:,} steps, more than the reference's {reference.steps:,}.")
