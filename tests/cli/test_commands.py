@@ -54,7 +54,7 @@ def test_train_says_what_was_reached_and_where_it_lies(place: Path) -> None:
     assert "\x1b" not in output
     assert re.search(r"400/400  return \S+  loss \S+  [\d,]+ steps/s  0:00:00 left  greedy return", output)
     assert re.search(r"\nGreedy return [\d.]+ ± [\d.]+ over 5 episodes\.\n", output)
-    listed = re.search(r"The run lies in run:\n(.*)", output, re.DOTALL)
+    listed = re.search(r"The run lies in run:\n(.*)Watch it: relive evaluate run ", output, re.DOTALL)
     assert listed
     files = [line.split()[0] for line in listed[1].strip().splitlines()]
     assert len(files) == 8

@@ -34,7 +34,7 @@ def spectator(steps: int) -> Iterator[Report]:
 def _bar(console: Console, steps: int) -> Iterator[Report]:
     columns = (BarColumn(bar_width=None), TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)))
     # Drawn when the loop reports, not by a thread of its own that would take the interpreter from the loop.
-    with Progress(*columns, console=console, auto_refresh=False, expand=True) as progress:
+    with Progress(*columns, console=console, auto_refresh=False, expand=True, transient=True) as progress:
         task = progress.add_task("", total=steps, text="")
 
         def report(now: relive.train.Progress) -> None:

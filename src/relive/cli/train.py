@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> int:
         with suppress(OSError):  # a run that was refused leaves no empty directory behind; rmdir removes no other
             run_dir.rmdir()
         raise
-    print(_report(result, run_dir))
+    print(_report(config, result, run_dir))
     if result.signal:
         return 128 + signal.Signals[result.signal]
     return 1 if result.passed is False else 0
@@ -70,11 +70,12 @@ def _parse(args: Sequence[str], env: str) -> Options:
     return parse(Options, args, prog="relive train", description=DESCRIPTION, default=default)
 
 
-def _report(result: Result, run_dir: Path) -> str:
+def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     if result.signal:
         outcome = f"Ended by {result.signal} at step {result.steps:,}; everything up to there is written."
     else:
         outcome = headline(result)[0].upper() + headline(result)[1:]
+    reached = f" of {config.steps:,} (an evaluation reached {config.stop_return:g})"
     learning = result.seconds - result.eval_seconds
     width = max(map(len, CONTENTS))
     there = {file: what for file, what in CONTENTS.items() if any(run_dir.glob(file))}
@@ -82,9 +83,10 @@ def _report(result: Result, run_dir: Path) -> str:
         [
             "",
             outcome,
-            f"{result.steps:,} steps, {result.updates:,} updates, {result.episodes:,} episodes in {learning:.1f} s, "
-            f"and {result.eval_seconds:.1f} s of evaluations on the way.",
+            f"{result.steps:,} steps{reached if result.status == 'stopped early' else ''}, {result.updates:,} updates, "
+            f"{result.episodes:,} episodes in {learning:.1f} s, and {result.eval_seconds:.1f} s of evaluations on the way.",
             f"The run lies in {run_dir}:",
             *(f"  {file:<{width}}  {what}" for file, what in there.items()),
+            f"Watch it: relive evaluate {run_dir} --video film.gif",
         ]
     )
