@@ -75,7 +75,6 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         outcome = f"Ended by {result.signal} at step {result.steps:,}; everything up to there is written."
     else:
         outcome = headline(result)[0].upper() + headline(result)[1:]
-    reached = f" of {config.steps:,} (an evaluation reached {config.stop_return:g})"
     learning = result.seconds - result.eval_seconds
     width = max(map(len, CONTENTS))
     there = {file: what for file, what in CONTENTS.items() if any(run_dir.glob(file))}
@@ -83,10 +82,16 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         [
             "",
             outcome,
-            f"{result.steps:,} steps{reached if result.status == 'stopped early' else ''}, {result.updates:,} updates, "
-            f"{result.episodes:,} episodes in {learning:.1f} s, and {result.eval_seconds:.1f} s of evaluations on the way.",
+            f"{_steps(config, result)}, {result.updates:,} updates, {result.episodes:,} episodes in {learning:.1f} s, "
+            f"and {result.eval_seconds:.1f} s of evaluations on the way.",
             f"The run lies in {run_dir}:",
             *(f"  {file:<{width}}  {what}" for file, what in there.items()),
             f"Watch it: relive evaluate {run_dir} --video film.gif",
         ]
     )
+
+
+def _steps(config: TrainConfig, result: Result) -> str:
+    if result.status == "stopped early":
+        return f"{result.steps:,} of {config.steps:,} steps (an evaluation reached {config.stop_return:g})"
+    return f"{result.steps:,} steps"
