@@ -16,7 +16,7 @@ from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdE
 from relive.reading import Output, Reading
 from relive.samplers import Uniform
 from relive.schema import Field, Schema, as_array, flatten, leaves
-from relive.storage import Memory, choose_lanes, core_field, core_fields, format_bytes, history, measure
+from relive.storage import Memory, core_field, core_fields, divide, format_bytes, history, measure
 from relive.views import Transitions
 from relive.writers import Writer
 
@@ -71,8 +71,7 @@ class ReplayBuffer:
                 raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
         if seed is not None and (not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64):
             raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
-        self._lanes = choose_lanes(capacity, lanes, schema)
-        self._capacity = capacity
+        self._capacity, self._lanes = divide(capacity, lanes, schema)
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._schema: Schema | None = None
         self._building = threading.Lock()

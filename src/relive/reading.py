@@ -49,9 +49,9 @@ class Reading:
         try:
             wanted = np.asarray(ids)
         except ValueError as error:
-            raise StaleIdError("ids: expected int64 (B,), got a ragged sequence.") from error
+            raise SchemaError("ids: expected int64 (B,), got a ragged sequence.") from error
         if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-            raise StaleIdError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
+            raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
         wanted = np.ascontiguousarray(wanted, np.int64)
         try:
             arrays = self._native.get(wanted, self._memory_of(out, output, device))

@@ -162,7 +162,13 @@ class Schema:
 
     @classmethod
     def from_env(cls, env: Any, *, stacked: int = 1, extras: Mapping[str, Field] | None = None) -> Schema:
-        """The schema of a Gymnasium environment or vector environment; `lanes` is its number of environments."""
+        """The schema of a Gymnasium environment or vector environment; `lanes` is its number of environments.
+
+        Raises:
+            SchemaError: no environment, or a space of variable size.
+        """
+        if not hasattr(env, "observation_space") or not hasattr(env, "action_space"):
+            raise SchemaError(f"from_env: expected a Gymnasium environment, got {type(env).__name__}.")
         return cls.from_spaces(
             getattr(env, "single_observation_space", None) or env.observation_space,
             getattr(env, "single_action_space", None) or env.action_space,
@@ -290,7 +296,8 @@ def conform(
         if count is not None and array.shape == leaf.shape:
             hint = f" One value each of {count} is due; one transition is pushed with lane=."
         raise SchemaError(f"{name}: expected {leaf.itemdtype} {shape}, got {array.dtype} {array.shape}.{hint}")
-    weak = type(value) is float and leaf.itemdtype.kind == "f"
+    kind = leaf.itemdtype.kind
+    weak = (type(value) is float and kind in "fc") or (type(value) is complex and kind == "c")
     number = lossy and array.dtype.kind in "biuf"
     if not (weak or number or _is_lossless(array, leaf.itemdtype)):
         raise SchemaError(
@@ -298,7 +305,10 @@ def conform(
             " without loss. Build the schema with Schema.from_env, or cast."
         )
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, leaf.itemdtype).reshape(shape)
+        fitted = np.ascontiguousarray(array, leaf.itemdtype).reshape(shape)
+    if weak and not np.isfinite(fitted) and np.isfinite(array):
+        raise SchemaError(f"{name}: expected a number that {leaf.itemdtype} can hold, got {value!r}.")
+    array = fitted
     low, high = leaf.bounds()
     if low and array.size:
         within = (array >= np.reshape(low, leaf.shape)) & (array <= np.reshape(high, leaf.shape))

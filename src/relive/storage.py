@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from relive._core import MAX_LANE_CAPACITY
 from relive._core import measure as measure_arena
 from relive.errors import ConfigError
@@ -100,7 +102,7 @@ def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lane
     Raises:
         ConfigError: the full buffer cannot fit in this machine's memory, or the capacity is no multiple of lanes.
     """
-    num_lanes = choose_lanes(capacity, lanes, schema)
+    capacity, num_lanes = divide(capacity, lanes, schema)
     result = measure(schema, capacity, num_lanes, view or Transitions())
     if result.full_bytes > result.available_bytes:
         fits = int(capacity * result.available_bytes / result.full_bytes * 0.99) // num_lanes * num_lanes
@@ -112,8 +114,8 @@ def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lane
     return result
 
 
-def choose_lanes(capacity: int, lanes: int | None, schema: Schema | None) -> int:
-    """The number of lanes: as said, else as the schema says, else 1.
+def divide(capacity: int, lanes: int | None, schema: Schema | None) -> tuple[int, int]:
+    """The capacity and the number of lanes: as said, else as the schema says, else 1.
 
     Raises:
         ConfigError: the capacity cannot be divided into so many, or schema and argument contradict each other.
@@ -124,8 +126,9 @@ def choose_lanes(capacity: int, lanes: int | None, schema: Schema | None) -> int
     elif found not in (1, lanes):
         raise ConfigError(f"lanes: expected {found}, as the schema says, got {lanes}. Leave it out.")
     for name, value in (("capacity", capacity), ("lanes", lanes)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}.")
+    capacity, lanes = int(capacity), int(lanes)
     if capacity % lanes:
         below = capacity // lanes * lanes
         nearest = f"{below} or {below + lanes}" if below else str(lanes)
@@ -135,7 +138,7 @@ def choose_lanes(capacity: int, lanes: int | None, schema: Schema | None) -> int
             f"capacity: expected at most {MAX_LANE_CAPACITY:,} transitions a lane, got {capacity // lanes:,}. "
             "Use more lanes."
         )
-    return lanes
+    return capacity, lanes
 
 
 def measure(schema: Schema, capacity: int, lanes: int, view: Transitions) -> Plan:

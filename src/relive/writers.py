@@ -158,5 +158,9 @@ class Writer:
                     "Pass the info that envs.step returned."
                 )
             for leaf, final in zip(following, flatten(self._schema.obs, finals[lane], "final_obs"), strict=True):
+                if np.shape(final) != leaf.shape[1:]:
+                    raise SchemaError(
+                        f"final_obs: expected shape {leaf.shape[1:]}, got {np.shape(final)} (environment {lane})."
+                    )
                 leaf[lane] = final
         return following

@@ -363,3 +363,18 @@ def test_the_callers_arrays_are_left_alone():
     batch = buffer.get(np.array([0]))
     assert batch.obs.tolist() == [[0, 1, 2]]
     assert batch.next_obs.tolist() == [[1, 2, 3]]
+
+
+def test_pythons_numbers_take_the_fields_width_where_they_fit():
+    schema = relive.Schema(Field("float32"), Field("int64"), {"x": Field("float32"), "z": Field("complex64")})
+    buffer = relive.ReplayBuffer(np.int64(4), schema)
+    buffer.push(0.1, 0, 0.0, False, 0.2, x=0.1, z=0.5)
+    assert buffer.get([0]).x[0] == np.float32(0.1)
+    with pytest.raises(relive.SchemaError, match=r"x: expected a number that float32 can hold, got 1e\+300"):
+        buffer.push(0.1, 0, 0.0, False, 0.2, x=1e300, z=0.5)
+    assert len(buffer) == 1
+
+
+def test_what_is_no_environment_is_named():
+    with pytest.raises(relive.SchemaError, match="expected a Gymnasium environment, got object"):
+        relive.Schema.from_env(object())
