@@ -123,10 +123,19 @@ def test_the_nature_network_has_the_published_size() -> None:
     assert len(net.params) == 1_684_128 + 512 * 3 + 3  # Mnih et al. 2015, with three actions
 
 
-def test_uint8_is_divided_by_its_bound_and_nothing_else_is() -> None:
-    assert network_spec(Box(0, 255, (128,), np.uint8), actions(), AgentConfig()).scale == 255.0
-    assert network_spec(Box(0, 1, (10, 10, 4), np.uint8), actions(), AgentConfig()).scale == 1.0
-    assert network_spec(Box(0, 255, (128,), np.float32), actions(), AgentConfig()).scale == 1.0
+def test_uint8_is_divided_by_its_bound_and_others_only_if_asked_to() -> None:
+    assert network_spec(Box(0, 255, (128,), np.uint8), actions(), AgentConfig()).scale == (255.0,)
+    assert network_spec(Box(0, 1, (10, 10, 4), np.uint8), actions(), AgentConfig()).scale == (1.0,)
+    assert network_spec(Box(0, 255, (2,), np.float32), actions(), AgentConfig()).scale == ()
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_inputs_are_scaled_by_their_own_bound_where_there_is_one(stack: int) -> None:
+    low, high = np.array([-1.5, -0.0625, -np.inf, 0]), np.array([0.5, 0.0625, np.inf, 0])
+    space = Box(low.astype(np.float32), high.astype(np.float32))
+    net, plain = make(space, AgentConfig(scale_inputs=True), stack), make(space, AgentConfig(), stack)
+    obs = torch.randn(5, *([stack] if stack > 1 else []), 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(obs), plain(obs / torch.tensor([1.5, 0.0625, 1.0, 1.0])))
 
 
 def test_parameters_are_drawn_within_pytorchs_bounds_and_fill_them() -> None:

@@ -52,6 +52,8 @@ class AgentConfig:
     """What reads the observation: mlp (vectors), nature (frames), minatar (small grids); auto chooses by its shape."""
     hidden: tuple[int, ...] | None = None
     """Widths of the fully connected hidden layers. None: the network's own (mlp 256 256, nature 512, minatar 128)."""
+    scale_inputs: bool = False
+    """Divide each feature of an observation by its bound in the space, where that is finite (always done for uint8)."""
     double: bool = False
     """Choose the next action by the online network, value it by the target network (van Hasselt et al. 2016)."""
     dueling: bool = False

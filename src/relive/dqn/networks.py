@@ -51,8 +51,8 @@ class NetworkSpec:
     """Shape of one observation, without a stack axis."""
     stack: int
     """Observations stacked; where > 1, an axis of this size precedes `frame`."""
-    scale: float
-    """What uint8 observations are divided by (the space's upper bound); 1 for every other dtype."""
+    scale: tuple[float, ...]
+    """What observations are divided by: one number a feature, or a single one for all; empty for nothing."""
     one_hot: int | None
     """Number of values of a Discrete observation, counted from `first`; None for every other space."""
     first: int
@@ -70,7 +70,7 @@ def network_spec(
     Args:
         observation_space: of one environment, without a stack axis.
         action_space: of one environment.
-        config: `network`, `hidden` and `dueling` are read.
+        config: `network`, `hidden`, `dueling` and `scale_inputs` are read.
         stack: observations stacked by the buffer's view.
 
     Raises:
@@ -93,14 +93,11 @@ def network_spec(
             f"network: expected images of at least {_SMALLEST[name]} x {_SMALLEST[name]} for {name}, got observations "
             f"of shape {frame}. Use network=mlp."
         )
-    scale = 1.0
-    if isinstance(observation_space, Box) and observation_space.dtype == np.uint8:
-        scale = max(float(np.max(observation_space.high)), 1.0)
     discrete = observation_space if isinstance(observation_space, Discrete) else None
     return NetworkSpec(
         frame=frame,
         stack=stack,
-        scale=scale,
+        scale=_scale(observation_space, config.scale_inputs),
         one_hot=int(discrete.n) if discrete else None,
         first=int(discrete.start) if discrete else 0,
         convs=_CONVS[name],
@@ -108,6 +105,19 @@ def network_spec(
         dueling=config.dueling,
         num_actions=int(action_space.n),
     )
+
+
+def _scale(space: Space[Any], scale_inputs: bool) -> tuple[float, ...]:
+    """The bounds that observations are divided by; 1 where a feature has none."""
+    if not isinstance(space, Box):
+        return ()
+    bound = np.maximum(np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64)))
+    if space.dtype == np.uint8:
+        return (float(bound.max()) or 1.0,)
+    if not scale_inputs:
+        return ()
+    # Spaces without bounds are written with infinities or with the largest float of their dtype.
+    return tuple(np.where((bound > 0) & (bound < 1e30), bound, 1.0).ravel().tolist())
 
 
 def _choose(frame: tuple[int, ...]) -> Literal["mlp", "nature", "minatar"]:
@@ -192,6 +202,8 @@ class QNetwork:
             drawn[name] = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
         self.params = torch.cat([tensor.flatten() for tensor in drawn.values()]).to(device)  # f[P]
         self.gradient = torch.zeros_like(self.params)  # f[P]
+        scale = torch.tensor(spec.scale, dtype=dtype, device=device)  # f[1], or one a feature
+        self._scale = scale.view(spec.frame if len(scale) > 1 else ()) if spec.scale else None
         self.named = _views(self.params, drawn)
         grads = _views(self.gradient, drawn)
         layers = {
@@ -246,8 +258,8 @@ class QNetwork:
         spec = self.spec
         x = obs if spec.one_hot is None else functional.one_hot(obs.long() - spec.first, spec.one_hot)
         x = x.to(self.params.dtype)
-        if spec.scale != 1.0:
-            x = x / spec.scale
+        if self._scale is not None:
+            x = x / self._scale
         if spec.convs:
             if _channels_last(spec.frame):
                 x = x.movedim(-1, -3)

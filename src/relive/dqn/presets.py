@@ -5,7 +5,13 @@ reached over its seeds. A run ends with the weights of its best evaluation, and 
 one; the final evaluation plays other episodes than those that chose.
 """
 
+from dataclasses import replace
+
 from relive.dqn.config import AgentConfig, TrainConfig
+
+_SOFT = AgentConfig(
+    hidden=(128, 128), scale_inputs=True, double=True, n_step=3, learning_rate=5e-4, target="soft", tau=0.005
+)
 
 PRESETS = {
     config.env: config
@@ -29,47 +35,44 @@ PRESETS = {
         TrainConfig(
             env="Acrobot-v1",
             steps=100_000,
-            num_envs=8,
-            capacity=50_000,
-            learning_starts=1_000,
-            replay_ratio=0.25,
-            update_every=8,
+            num_envs=4,
+            capacity=100_000,
+            replay_ratio=0.5,
+            update_every=4,
             epsilon_end=0.05,
             epsilon_fraction=0.12,
-            eval_every=5_000,
-            eval_episodes=20,
+            eval_every=2_500,
+            eval_episodes=50,
             threshold=-76.6,
-            agent=AgentConfig(double=True, n_step=3, batch_size=128, learning_rate=6.3e-4, target_every=250),
+            agent=_SOFT,
         ),
         TrainConfig(
             env="MountainCar-v0",
             steps=120_000,
-            num_envs=8,
-            capacity=50_000,
-            learning_starts=1_000,
+            num_envs=4,
+            capacity=60_000,
             replay_ratio=0.5,
-            update_every=16,
-            epsilon_end=0.07,
-            epsilon_fraction=0.2,
-            eval_every=5_000,
-            eval_episodes=20,
+            update_every=4,
+            epsilon_end=0.05,
+            epsilon_fraction=0.1,
+            eval_every=2_500,
+            eval_episodes=50,
             threshold=-100.8,
-            agent=AgentConfig(double=True, gamma=0.98, batch_size=128, learning_rate=4e-3, target_every=600),
+            agent=replace(_SOFT, learning_rate=1e-3, tau=0.01),
         ),
         TrainConfig(
             env="LunarLander-v3",
             steps=100_000,
             num_envs=8,
-            capacity=50_000,
-            learning_starts=1_000,
-            replay_ratio=0.5,
+            capacity=100_000,
+            replay_ratio=1.0,
             update_every=8,
             epsilon_end=0.05,
-            epsilon_fraction=0.12,
+            epsilon_fraction=0.2,
             eval_every=5_000,
             eval_episodes=20,
             threshold=154.0,
-            agent=AgentConfig(double=True, n_step=3, batch_size=128, learning_rate=6.3e-4, target_every=250),
+            agent=replace(_SOFT, scale_inputs=False),
         ),
     )
 }
