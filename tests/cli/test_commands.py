@@ -103,6 +103,7 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train CartPole-v1 --seed x", r"--seed: invalid literal for int\(\) with base 10: 'x'"),
         ("train CartPole-v1 --loss cubic", r"'cubic'.*--loss.*squared"),
         ("train CartPole-v1 --capacity 7 --num-envs 4", r"capacity: expected a multiple of num_envs=4"),
+        ("train CartPole-v1 --capacity 4000000000", r"plan: expected at most .* memory, got .*A capacity of .* fits"),
         ("train Blackjack-v1", r"observation_space: expected .*, got Tuple"),
         ("evaluate nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
         ("evaluate run --video nowhere/x.gif", r"--video: expected a directory that exists, got nowhere"),

@@ -73,12 +73,10 @@ class Trainer:
             stack=config.stack,
         )
         self.greedy = greedy(self.agent, envs.single_action_space)
-        self.buffer = relive.ReplayBuffer(
-            config.capacity,
-            relive.Schema.from_env(envs),
-            view=relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack),
-            seed=config.seed,
-        )
+        schema = relive.Schema.from_env(envs)
+        view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
+        relive.plan(schema, config.capacity, view)  # refuses a capacity that would run out of memory half way
+        self.buffer = relive.ReplayBuffer(config.capacity, schema, view=view, seed=config.seed)
         self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
         self.writer = self.buffer.writer(envs)
         obs, _ = envs.reset(seed=config.seed)
