@@ -260,7 +260,7 @@ def unflatten(tree: Tree, values: Iterator[Any]) -> Any:
     return tuple(unflatten(child, values) for child in tree)
 
 
-def as_array(value: Any, name: str, expected: str) -> NDArray[Any]:
+def as_array(value: Any, name: str, expected: object) -> NDArray[Any]:
     """The value as an array of whatever dtype and shape.
 
     Raises:
@@ -290,7 +290,7 @@ def conform(
         SchemaError: another shape, a dtype that would lose something, or a value out of bounds.
     """
     shape = leaf.shape if count is None else (count, *leaf.shape)
-    array = as_array(value, name, f"{leaf.itemdtype} {shape}")
+    array = as_array(value, name, leaf)
     if array.shape != shape or array.dtype.hasobject:
         hint = " Build the schema with Schema.from_env, or reshape."
         if count is not None and array.shape == leaf.shape:

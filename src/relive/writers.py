@@ -39,6 +39,7 @@ class Writer:
         assert buffer.schema is not None
         self._buffer = buffer
         self._schema: Schema = buffer.schema
+        self._fields = list(leaves(buffer.schema.obs, "obs"))
         mode = (getattr(envs, "metadata", None) or {}).get("autoreset_mode") if self._is_vector else "DISABLED"
         self._mode = str(getattr(mode, "name", mode)).upper()
         if self._mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
@@ -139,11 +140,13 @@ class Writer:
 
     def _leaves(self, obs: Any) -> list[NDArray[Any]]:
         """Copies of the observations, in the schema's dtypes and shapes."""
-        values = flatten(self._schema.obs, obs, "obs")
-        return [
-            conform(self._lead(value), field, name, self._num_envs).copy()
-            for value, (name, field) in zip(values, leaves(self._schema.obs, "obs"), strict=True)
-        ]
+        copies = []
+        for value, (name, field) in zip(flatten(self._schema.obs, obs, "obs"), self._fields, strict=True):
+            array = self._lead(value)
+            if array.dtype != field.dtype or array.shape != (self._num_envs, *field.shape):
+                array = conform(array, field, name, self._num_envs)
+            copies.append(array.copy())
+        return copies
 
     def _with_finals(
         self, arrived: list[NDArray[Any]], ended: NDArray[np.bool_], info: Mapping[str, Any]
