@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from relive._core import Core
 from relive.errors import SchemaError
-from relive.schema import FLAG, REWARD, Field, Schema, conform, flatten, leaves
+from relive.fitting import conform
+from relive.schema import FLAG, REWARD, Field, Schema, flatten, leaves
 
 
 class Appender:

@@ -13,9 +13,10 @@ from relive._core import Core
 from relive.append import Appender, collect, conform_all
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
+from relive.fitting import as_array, infer_schema
 from relive.reading import Output, Reading
 from relive.samplers import Uniform
-from relive.schema import Field, Schema, as_array, flatten, leaves
+from relive.schema import Field, Schema, flatten, leaves
 from relive.storage import Memory, core_field, core_fields, divide, format_bytes, history, measure
 from relive.views import Transitions
 from relive.writers import Writer
@@ -338,7 +339,7 @@ class ReplayBuffer:
         """Takes the schema of the first push, if that push can be stored and no other thread was faster."""
         with self._building:
             if self._schema is None:
-                schema = Schema.from_values(given[0], given[1], given[-1], self._lanes, count)
+                schema = infer_schema(given[0], given[1], given[-1], self._lanes, count)
                 conform_all(schema, collect(schema, *given), count, mask)
                 self._build(schema)
             assert self._schema is not None

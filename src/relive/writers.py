@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive.errors import ConfigError, ProtocolError, SchemaError
-from relive.schema import Schema, as_array, conform, flatten, leaves, unflatten
+from relive.fitting import as_array, conform
+from relive.schema import Schema, flatten, leaves, unflatten
 
 if TYPE_CHECKING:
     from relive.buffer import ReplayBuffer
