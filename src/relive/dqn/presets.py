@@ -9,9 +9,7 @@ from dataclasses import replace
 
 from relive.dqn.config import AgentConfig, TrainConfig
 
-_SOFT = AgentConfig(
-    hidden=(128, 128), scale_inputs=True, double=True, n_step=3, learning_rate=5e-4, target="soft", tau=0.005
-)
+_SOFT = AgentConfig(hidden=(128, 128), double=True, n_step=3, learning_rate=5e-4, target="soft", tau=0.005)
 
 PRESETS = {
     config.env: config
@@ -37,14 +35,14 @@ PRESETS = {
             steps=100_000,
             num_envs=4,
             capacity=100_000,
-            replay_ratio=0.5,
+            replay_ratio=0.25,
             update_every=4,
             epsilon_end=0.05,
             epsilon_fraction=0.12,
             eval_every=2_500,
             eval_episodes=50,
             threshold=-76.6,
-            agent=_SOFT,
+            agent=replace(_SOFT, n_step=1, batch_size=128, learning_rate=1e-3, tau=0.01),
         ),
         TrainConfig(
             env="MountainCar-v0",
@@ -58,7 +56,7 @@ PRESETS = {
             eval_every=2_500,
             eval_episodes=50,
             threshold=-100.8,
-            agent=replace(_SOFT, learning_rate=1e-3, tau=0.01),
+            agent=replace(_SOFT, scale_inputs=True, learning_rate=1e-3, tau=0.01),
         ),
         TrainConfig(
             env="LunarLander-v3",
@@ -72,7 +70,7 @@ PRESETS = {
             eval_every=5_000,
             eval_episodes=20,
             threshold=154.0,
-            agent=replace(_SOFT, scale_inputs=False),
+            agent=_SOFT,
         ),
     )
 }
