@@ -18,7 +18,7 @@ FLAGS = ["-O3", "-std=c++20", "-shared", "-fPIC"]
 
 
 def load_floor() -> Any:
-    """Compiles floor.cpp with the system's compiler ($CXX or c++) and returns its class `Floor(workload, capacity, lanes)`."""
+    """Compiles floor.cpp with the system's compiler, $CXX or c++; returns its `Floor(workload, capacity, lanes)`."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "_floor.so"
         source = Path(__file__).with_name("floor.cpp")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+
+import relive
 from others import Other
 from timing import Run, calls, interleave, median, ratio
 from workloads import W1, Workload, fill, lane_steps, pushes, steps
@@ -17,6 +20,7 @@ MAX_FRAME_BATCH = 256
 GROWTH_CAPACITIES = (10_000, 100_000, 1_000_000, 10_000_000)
 
 FLOOR, FLOOR_IN_C, ALLOC, RELIVE = "floor", "floor in C", "floor+alloc", "relive"
+_IN_C = 16  # calls without Python in between
 FIVE_FRAMES = "floor, five frames"  # each distinct frame once, for two overlapping views: less than relive gives
 
 
@@ -27,9 +31,8 @@ class Row:
     Attributes:
         name: workload and operation.
         microseconds: median of the rounds, by contestant.
-        times_floor: relive over the floor; the median over rounds of their ratio, as are the next two.
+        times_floor: relive over the floor; the median over rounds of their ratio, as is the next one.
         times_alloc: relive over floor+alloc; None where an operation makes no arrays.
-        best_other: the fastest other library over relive; None where none is installed.
         rounds: how many there were.
     """
 
@@ -37,7 +40,6 @@ class Row:
     microseconds: dict[str, float]
     times_floor: float
     times_alloc: float | None
-    best_other: float | None
     rounds: int
 
 
@@ -61,18 +63,20 @@ class Bench:
         """True if this operation was asked for."""
         return self.only.lower() in name.lower()
 
+    def others_for(self, workload: Workload) -> dict[str, type[Other]]:
+        """Other libraries, where they do the same work: single steps of plain observations."""
+        return self.others if not workload.has_frames and workload.view.n == 1 else {}
+
     def row(self, name: str, contestants: dict[str, Run], in_c: int = 1) -> Row:
         """Measures one operation; a call of "floor in C" does it `in_c` times."""
         rounds = interleave(contestants, self.seconds)
         if FLOOR_IN_C in rounds:
             rounds[FLOOR_IN_C] = [value / in_c for value in rounds[FLOOR_IN_C]]
-        others = [ratio(rounds[other], rounds[RELIVE]) for other in self.others if other in rounds]
         return Row(
             name,
             {key: median(values) for key, values in rounds.items()},
             ratio(rounds[RELIVE], rounds[FLOOR]),
             ratio(rounds[RELIVE], rounds[ALLOC]) if ALLOC in rounds else None,
-            min(others, default=None),
             len(rounds[RELIVE]),
         )
 
@@ -87,10 +91,10 @@ def measure_push(bench: Bench, workload: Workload) -> list[Row]:
         block = (obs[:-1], action, reward, terminated, truncated, obs[1:])
         contestants = {
             FLOOR: pushes(floor.push, steps(workload)),
-            FLOOR_IN_C: calls(lambda: floor.extend(*block)),
+            FLOOR_IN_C: calls(partial(floor.extend, *block)),
             RELIVE: pushes(buffer.push, steps(workload)),
         }
-        for other, make in bench.others.items():
+        for other, make in bench.others_for(workload).items():
             contestants[other] = pushes(make(workload).push, steps(workload))
         rows.append(bench.row(name, contestants, in_c=256))
     name = f"{workload.name} push {LANES} lanes"
@@ -120,56 +124,60 @@ def measure_samples(bench: Bench, workload: Workload) -> list[Row]:
     names = {key: name for key, name in names.items() if bench.wants(name)}
     if not names:
         return []
-    floor, buffer = bench.floor(workload.name, workload.capacity, 1), workload.buffer(workload.capacity)
-    others = {name: make(workload) for name, make in bench.others.items()}
-    fill([floor, buffer, *others.values()], workload, workload.capacity)
+    floors = {name: bench.floor(workload.name, workload.capacity, 1) for name in (FLOOR, FLOOR_IN_C, ALLOC)}
+    buffer = workload.buffer(workload.capacity)
+    others = {name: make(workload) for name, make in bench.others_for(workload).items()}
+    fill([*floors.values(), buffer, *others.values()], workload, workload.capacity)
     rows = []
     for (size, output), name in names.items():
-        contestants = sample_contestants(workload, floor, buffer, size, output)
+        contestants = sample_contestants(workload, floors, buffer, size, output)
         if output == "torch":
-            contestants |= {other: calls(lambda other=other: other.sample(size)) for key, other in others.items()}
-        rows.append(bench.row(name, contestants, in_c=16))
+            contestants |= {key: calls(partial(other.sample, size)) for key, other in others.items()}
+        rows.append(bench.row(name, contestants, in_c=_IN_C))
     return rows
 
 
-def sample_contestants(workload: Workload, floor: Any, buffer: Any, size: int, output: str) -> dict[str, Run]:
-    """The floor writes to the same arrays always; floor+alloc makes new ones, of the same fields as relive's batch."""
-    bound = workload.outputs(size)
-    floor.bind(*bound)
+def sample_contestants(
+    workload: Workload, floors: dict[str, Any], buffer: relive.ReplayBuffer, size: int, output: str
+) -> dict[str, Run]:
+    """The floor writes to the same arrays always; floor+alloc makes new ones, of the same fields as relive's batch.
+
+    Each has records of its own: nobody finds those of a rival in the cache.
+    """
 
     def alloc() -> list[Any]:
         arrays = workload.outputs(size)
-        floor.sample_into(size, *arrays)
+        floors[ALLOC].sample_into(size, *arrays)
         return arrays
 
-    contestants = {
-        FLOOR: calls(lambda bound=bound: floor.sample(size)),  # holds the arrays it writes to
-        FLOOR_IN_C: calls(lambda: floor.sample_often(size, 16)),
-    }
+    floors[FLOOR].bind(*workload.outputs(size))
+    contestants = {FLOOR: calls(partial(floors[FLOOR].sample, size))}
+    if size == SIZES[0]:
+        floors[FLOOR_IN_C].bind(*workload.outputs(size))
+        contestants[FLOOR_IN_C] = calls(partial(floors[FLOOR_IN_C].sample_often, size, _IN_C))
     if workload.has_frames:
         five = workload.outputs(size, frames=workload.view.stack + 1)
         five[5] = None
-        contestants[FIVE_FRAMES] = calls(lambda: floor.sample_into(size, *five))
+        contestants[FIVE_FRAMES] = calls(partial(floors[FLOOR].sample_into, size, *five))
     if output == "NumPy":
-        return contestants | {ALLOC: calls(alloc), RELIVE: calls(lambda: buffer.sample(size))}
+        return contestants | {ALLOC: calls(alloc), RELIVE: calls(partial(buffer.sample, size))}
     return contestants | {
         ALLOC: calls(lambda: [torch.from_numpy(array) for array in alloc()]),
-        RELIVE: calls(lambda: buffer.sample(size, output="torch")),
+        RELIVE: calls(partial(buffer.sample, size, output="torch")),
     }
 
 
 def measure_growth(bench: Bench) -> list[dict[str, float]]:
-    """A sample of 256 of the first workload against the capacity: does relive grow faster than the memory it must touch?"""
+    """A sample of 256 of W1 against the capacity: does relive grow faster than the memory it must touch?"""
     if not bench.wants("growth"):
         return []
-    contestants, kept = {}, []
+    contestants = {}
     for capacity in GROWTH_CAPACITIES:
-        floor, buffer, bound = bench.floor(W1.name, capacity, 1), W1.buffer(capacity), W1.outputs(256)
+        floor, buffer = bench.floor(W1.name, capacity, 1), W1.buffer(capacity)
         fill([floor, buffer], W1, capacity)
-        floor.bind(*bound)
-        kept.append(bound)
-        contestants[f"{FLOOR} {capacity}"] = calls(lambda floor=floor: floor.sample(256))
-        contestants[f"{RELIVE} {capacity}"] = calls(lambda buffer=buffer: buffer.sample(256))
+        floor.bind(*W1.outputs(256))
+        contestants[f"{FLOOR} {capacity}"] = calls(partial(floor.sample, 256))
+        contestants[f"{RELIVE} {capacity}"] = calls(partial(buffer.sample, 256))
     rounds = interleave(contestants, bench.seconds * len(GROWTH_CAPACITIES))
     smallest = GROWTH_CAPACITIES[0]
     rows = []

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+
 from workloads import Workload
 
 
@@ -31,13 +32,11 @@ class Cpprb:
 
     def __init__(self, workload: Workload) -> None:
         cpprb = importlib.import_module("cpprb")
-        stack = (workload.view.stack,) if workload.has_frames else ()
-        self._stack = stack
         fields = {
-            "obs": {"shape": (*stack, *workload.obs.shape), "dtype": workload.obs.dtype},
+            "obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
             "act": {"shape": workload.action.shape or 1, "dtype": workload.action.dtype},
             "rew": {},
-            "next_obs": {"shape": (*stack, *workload.obs.shape), "dtype": workload.obs.dtype},
+            "next_obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
             "done": {},
         }
         self._buffer = cpprb.ReplayBuffer(workload.capacity, fields)
@@ -63,7 +62,9 @@ class StableBaselines3:
         spaces = importlib.import_module("gymnasium.spaces")
         obs = spaces.Box(-1e3, 1e3, workload.obs.shape, workload.obs.dtype)
         action = spaces.Box(-1, 1, workload.action.shape) if workload.action.shape else spaces.Discrete(2)
-        self._buffer = buffers.ReplayBuffer(workload.capacity, obs, action, device="cpu", handle_timeout_termination=True)
+        self._buffer = buffers.ReplayBuffer(
+            workload.capacity, obs, action, device="cpu", handle_timeout_termination=True
+        )
         self._infos: list[dict[str, Any]] = [{}]
 
     def push(self, obs: Any, action: Any, reward: float, terminated: bool, next_obs: Any) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -42,10 +43,11 @@ def interleave(contestants: Mapping[str, Run], seconds: float) -> dict[str, list
     rounds: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.monotonic() + seconds
     names = list(contestants)
+    shuffled = random.Random(0)
     while time.monotonic() < end or len(rounds[names[0]]) < 5:
+        shuffled.shuffle(names)  # nobody always follows the same rival
         for name in names:
             rounds[name].append(_timed(contestants[name], counts[name]) / counts[name] * 1e6)
-        names.append(names.pop(0))  # nobody always follows the same rival
     return rounds
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import relive
 from timing import Run
 
@@ -24,7 +25,7 @@ class Workload:
     obs: relive.Field
     action: relive.Field
     capacity: int
-    view: relive.Transitions = relive.Transitions()
+    view: relive.Transitions
     block: int = 5_000  # transitions made at once
 
     @property
@@ -39,13 +40,11 @@ class Workload:
         return self.view.stack > 1
 
     def buffer(self, capacity: int, lanes: int = 1) -> relive.ReplayBuffer:
-        """relive's buffer, empty."""
-        return relive.ReplayBuffer(
-            capacity, relive.Schema(self.obs, self.action), lanes=lanes, view=self.view, seed=0
-        )
+        """An empty buffer."""
+        return relive.ReplayBuffer(capacity, relive.Schema(self.obs, self.action), lanes=lanes, view=self.view, seed=0)
 
     def arrays(self, count: int, seed: int = 0) -> tuple[Any, ...]:
-        """obs [count + 1, ...], action, float32 reward, terminated, truncated: one lane in order of time."""
+        """One lane in order of time: obs [count + 1, ...], action, float32 reward, terminated, truncated."""
         rng = np.random.default_rng(seed)
         obs = rng.integers(0, 256, (count + 1, *self.obs.shape)).astype(self.obs.dtype)
         action = rng.integers(0, 2, (count, *self.action.shape)).astype(self.action.dtype)
@@ -71,9 +70,9 @@ class Workload:
         ]
 
 
-W1 = Workload("W1", relive.Field("float32", (4,)), relive.Field("int64"), 1_000_000)
+W1 = Workload("W1", relive.Field("float32", (4,)), relive.Field("int64"), 1_000_000, relive.Transitions())
 W1_THREE_STEPS = Workload("W1 n=3", W1.obs, W1.action, W1.capacity, relive.Transitions(n=3))
-W2 = Workload("W2", relive.Field("float32", (17,)), relive.Field("float32", (6,)), 1_000_000)
+W2 = Workload("W2", relive.Field("float32", (17,)), relive.Field("float32", (6,)), 1_000_000, relive.Transitions())
 W3 = Workload("W3", relive.Field("uint8", (84, 84)), W1.action, 100_000, relive.Transitions(stack=4), block=1_000)
 WORKLOADS = (W1, W1_THREE_STEPS, W2, W3)
 

@@ -1,0 +1,136 @@
+"""Figures as tables: on the terminal and in docs/performance.md alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from measures import ALLOC, FLOOR, FLOOR_IN_C, RELIVE, Row
+
+_PAGE = """# Performance
+
+Made by `python benchmarks/bench_buffer.py --markdown docs/performance.md`; `benchmarks/README.md` says how.
+The floor is the least C++ that moves the same bytes, written to arrays that exist; floor+alloc makes new arrays or
+tensors for every batch, as an API that returns new batches must. Microseconds of CPU time, medians. Machines are
+shared and noisy: trust ratios, taken side by side in one run, never absolute times.
+
+"""
+
+
+@dataclass
+class Target:
+    """What was promised, and what came of it."""
+
+    name: str
+    reach: str
+    measured: str
+    reached: bool
+
+
+@dataclass
+class Report:
+    """Everything of one run; growth and memory are tables of figures."""
+
+    environment: dict[str, str]
+    rows: dict[str, list[Row]] = field(default_factory=dict)  # by title of the workload
+    growth: list[dict[str, float]] = field(default_factory=list)
+    memory: list[dict[str, float]] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """Cells as text; the first column is flush left."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def judge(report: Report) -> list[Target]:
+    """The targets that this run measured."""
+    targets = []
+    rows = {row.name: row for rows in report.rows.values() for row in rows}
+    if row := rows.get("W1 sample 256 to torch"):
+        assert row.times_alloc is not None
+        value = row.times_alloc
+        targets.append(Target(row.name, "at most 1.5 x floor+alloc", f"{value:.2f} x", value <= 1.5))
+    if row := rows.get("W1 push one"):
+        took, floor = row.microseconds[RELIVE], row.microseconds[FLOOR]
+        limit = max(2.0, 4 * floor)
+        targets.append(Target(row.name, "at most 2 us or 4 x floor", f"{took:.2f} us", took <= limit))
+    for memory in report.memory:
+        value = memory["frames"]
+        name = f"W3 memory, episodes of {memory['episode']:,.0f} steps"
+        targets.append(Target(name, "at most 1.02 frames a transition", f"{value:.4f}", value <= 1.02))
+    if report.growth:
+        last = report.growth[-1]
+        ours, floor = last[f"{RELIVE} growth"], last[f"{FLOOR} growth"]
+        measured = f"{ours:.2f} x, floor {floor:.2f} x"
+        targets.append(Target("W1 sample 256, 10^4 to 10^7", "grows no faster than the floor", measured, ours <= floor))
+    return targets
+
+
+def tables(report: Report) -> list[Table]:
+    """All that were measured, the targets last."""
+    found = [_operations(title, rows) for title, rows in report.rows.items() if rows]
+    if report.growth:
+        found.append(_growth(report.growth))
+    if report.memory:
+        found.append(_memory(report.memory))
+    if report.targets:
+        cells = [
+            [target.name, target.reach, target.measured, "yes" if target.reached else "NO"] for target in report.targets
+        ]
+        found.append(Table("Targets", ["", "reach", "measured", "reached"], cells))
+    return found
+
+
+def page(report: Report) -> str:
+    """All tables as a page of Markdown."""
+    lines = [_PAGE + ", ".join(f"{key} {value}" for key, value in report.environment.items()) + "."]
+    for table in reversed(tables(report)):
+        lines += ["", f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+        lines.append("|---" + "|---:" * (len(table.columns) - 1) + "|")
+        lines += ["| " + " | ".join(cells) + " |" for cells in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _operations(title: str, rows: list[Row]) -> Table:
+    main = (FLOOR_IN_C, FLOOR, ALLOC, RELIVE)
+    cells = []
+    for row in rows:
+        others = [f"{name} {_number(value)}" for name, value in row.microseconds.items() if name not in main]
+        cells.append(
+            [
+                row.name,
+                *(_number(row.microseconds[name]) if name in row.microseconds else "-" for name in main),
+                f"{row.times_floor:.2f}",
+                "-" if row.times_alloc is None else f"{row.times_alloc:.2f}",
+                ", ".join(others) or "-",
+            ]
+        )
+    return Table(f"{title}, microseconds", ["operation", *main, "x floor", "x floor+alloc", "others"], cells)
+
+
+def _growth(rows: list[dict[str, float]]) -> Table:
+    columns = ["capacity", FLOOR, "growth", "added", RELIVE, "growth", "added"]
+    cells = []
+    for row in rows:
+        line = [f"{row['capacity']:,.0f}"]
+        for name in (FLOOR, RELIVE):
+            line += [_number(row[name]), f"{row[f'{name} growth']:.2f} x", f"{row[f'{name} added']:+.2f}"]
+        cells.append(line)
+    return Table("W1 sample 256 to NumPy against the capacity, microseconds", columns, cells)
+
+
+def _memory(rows: list[dict[str, float]]) -> Table:
+    cells = [
+        [f"{row['episode']:,.0f}", f"{row['bytes']:,.0f}", f"{row['planned_bytes']:,.0f}", f"{row['frames']:.4f}"]
+        for row in rows
+    ]
+    title = "W3 resident memory a transition, filled twice over (a frame is 7,056 B)"
+    return Table(title, ["steps an episode", "bytes", "relive.plan", "frames"], cells)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
