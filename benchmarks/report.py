@@ -64,9 +64,14 @@ def judge(report: Report) -> list[Target]:
         targets.append(Target(name, "at most 1.02 frames a transition", f"{value:.4f}", value <= 1.02))
     if report.growth:
         last = report.growth[-1]
+        reach, name = "grows no faster than the floor", "W1 sample 256, 10^4 to 10^7"
         ours, floor = last[f"{RELIVE} growth"], last[f"{FLOOR} growth"]
-        measured = f"{ours:.2f} x, floor {floor:.2f} x"
-        targets.append(Target("W1 sample 256, 10^4 to 10^7", "grows no faster than the floor", measured, ours <= floor))
+        targets.append(Target(name, reach, f"{ours:.2f} x, floor {floor:.2f} x", ours <= floor))
+        # The stricter reading: what is spent on top of memory does not dilute it. 5 % is the noise of a run.
+        ours, floor = last[f"{RELIVE} added"], last[f"{FLOOR} added"]
+        targets.append(
+            Target(f"{name}, time added", reach, f"{ours:+.2f} us, floor {floor:+.2f} us", ours <= 1.05 * floor)
+        )
     return targets
 
 
