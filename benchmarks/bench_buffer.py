@@ -27,7 +27,7 @@ from floor import load_floor
 from measures import Bench, measure_growth, measure_push, measure_samples
 from workloads import WORKLOADS, resident_fill
 
-EPISODES = (1_000, 500)  # steps on average, for the memory of frames
+EPISODES = (500, 1_000)  # steps on average, for the memory of frames; the first alone where time is short
 
 
 def describe_environment(libraries: list[str]) -> dict[str, str]:
@@ -48,17 +48,17 @@ def describe_environment(libraries: list[str]) -> dict[str, str]:
     }
 
 
-def measure_memory() -> list[dict[str, float]]:
+def measure_memory(quick: bool) -> list[dict[str, float]]:
     """Resident bytes of the frame workload, each figure from a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
-        return list(processes.map(resident_fill, EPISODES))
+        return list(processes.map(resident_fill, EPISODES[:1] if quick else EPISODES))
 
 
-def measure(bench: Bench) -> reports.Report:
+def measure(bench: Bench, quick: bool) -> reports.Report:
     """Measures what was asked for."""
     report = reports.Report(describe_environment(list(bench.others)))
     if bench.wants("W3 memory"):
-        report.memory = measure_memory()
+        report.memory = measure_memory(quick)
     for workload in WORKLOADS:
         print(workload.title, file=sys.stderr)  # no live display: its thread would take turns in what is measured
         report.rows[workload.title] = [*measure_push(bench, workload), *measure_samples(bench, workload)]
@@ -92,8 +92,8 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    bench = Bench(options.only, 0.25 if options.quick else 4.0, load_floor(), others.installed())
-    report = measure(bench)
+    bench = Bench(options.only, 0.15 if options.quick else 4.0, load_floor(), others.installed())
+    report = measure(bench, options.quick)
     show(report, Console(width=None if sys.stdout.isatty() else 140))
     if options.json:
         options.json.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
