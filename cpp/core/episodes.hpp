@@ -18,10 +18,17 @@ struct Anchor {
   uint64_t head_row;   // open row of its lane
 };
 
-// The arena with names. Trivially cheap to copy; the layout must outlive it.
+// The arena with names. Cheap to copy; the layout must outlive it. Hot loops do copy it: what they store could change
+// the layout for all the compiler knows, but not a local copy of the numbers they need.
 class Arena {
  public:
-  Arena(char* base, const Layout& layout) : base_(base), layout_(&layout) {}
+  Arena(char* base, const Layout& layout)
+      : base_(base),
+        layout_(&layout),
+        records_(base + layout.records_base),
+        record_bytes_(layout.record_bytes),
+        words_offset_(layout.words_offset),
+        rows_(layout.rows) {}
 
   const Layout& layout() const { return *layout_; }
   char* at(uint64_t offset) const { return base_ + offset; }
@@ -30,11 +37,8 @@ class Arena {
     return *reinterpret_cast<LaneHeader*>(base_ + layout_->lanes_base + lane * sizeof(LaneHeader));
   }
 
-  char* record(uint64_t row) const { return base_ + layout_->records_base + row * layout_->record_bytes; }
-  Words& words(uint64_t row) const { return *reinterpret_cast<Words*>(record(row) + layout_->words_offset); }
-  const Words& words_of(const char* record) const {
-    return *reinterpret_cast<const Words*>(record + layout_->words_offset);
-  }
+  char* record(uint64_t row) const { return records_ + row * record_bytes_; }
+  Words& words(uint64_t row) const { return *reinterpret_cast<Words*>(record(row) + words_offset_); }
   uint32_t& start(uint64_t row) const { return *reinterpret_cast<uint32_t*>(record(row) + layout_->start_offset); }
 
   char* value(const Leaf& leaf, uint64_t row) const {
@@ -49,11 +53,9 @@ class Arena {
     return base_ + leaf.prefix_base + (slot * (layout_->spec.stacked - 1) + frame) * leaf.bytes;
   }
 
-  uint64_t after(uint64_t row, uint64_t lane_base) const {
-    return row + 1 == lane_base + layout_->rows ? lane_base : row + 1;
-  }
+  uint64_t after(uint64_t row, uint64_t lane_base) const { return row + 1 == lane_base + rows_ ? lane_base : row + 1; }
   uint64_t before(uint64_t row, uint64_t lane_base, uint64_t steps) const {  // steps < rows
-    return row - lane_base >= steps ? row - steps : row + layout_->rows - steps;
+    return row - lane_base >= steps ? row - steps : row + rows_ - steps;
   }
 
   // The frame `back` steps before the one of `row`, whose position in its episode is `at`; null stands for zeros.
@@ -70,7 +72,7 @@ class Arena {
 
   // The transition at `time` of a lane, which must be live.
   Anchor anchor(uint64_t lane, const LaneHeader& state, uint64_t time) const {
-    const uint64_t lane_base = lane * layout_->rows;
+    const uint64_t lane_base = lane * rows_;
     const uint64_t head_row = lane_base + state.head_row;
     return {static_cast<int64_t>(time * layout_->spec.lanes + lane), before(head_row, lane_base, state.head - time),
             lane_base, head_row};
@@ -90,6 +92,8 @@ class Arena {
  private:
   char* base_;
   const Layout* layout_;
+  char* records_;
+  uint64_t record_bytes_, words_offset_, rows_;
 };
 
 inline uint32_t position(const Words& words) {

@@ -12,7 +12,7 @@ inline constexpr uint64_t kAhead = 4;  // independent blocks of random bits comp
 
 // Draws `count` live transitions independently and uniformly, with replacement: a pure function of (seed, batch,
 // count, contents). At least one must be live. O(count), plus O(lanes) where lanes differ in length.
-inline void draw_uniform(const Arena& arena, uint64_t seed, uint64_t batch, uint64_t count, Anchor* anchors) {
+inline void draw_uniform(const Arena arena, uint64_t seed, uint64_t batch, uint64_t count, Anchor* anchors) {
   const uint64_t lanes = arena.layout().spec.lanes;
   const uint64_t live = arena.header().live;
   const auto length = [&](uint64_t lane) { return arena.lane(lane).head - arena.lane(lane).begin; };
@@ -28,9 +28,11 @@ inline void draw_uniform(const Arena& arena, uint64_t seed, uint64_t batch, uint
       ends.push_back(end += length(lane));
     }
   }
+  const LaneHeader only = arena.lane(0);
   const auto locate = [&](uint64_t bits) {
+    if (lanes == 1) return arena.anchor(0, only, only.begin + below(only.head - only.begin, bits));
     if (alike) {
-      const uint64_t lane = lanes == 1 ? 0 : below(lanes, bits);
+      const uint64_t lane = below(lanes, bits);
       const LaneHeader& state = arena.lane(lane);
       return arena.anchor(lane, state, state.begin + below(state.head - state.begin, bits));
     }

@@ -69,7 +69,7 @@ class TransitionView {
   void assemble_block(const Arena& arena, const Anchor* anchors, uint64_t size, uint64_t first,
                       const BatchArrays& out) const {
     Block block;
-    for (uint64_t i = 0; i < size; ++i) follow(arena, anchors[i], i, first + i, out, block);
+    follow(arena, anchors, size, first, out, block);
     for (size_t index = 0; index < layout_.rest.size(); ++index) {
       const Leaf& leaf = layout_.rest[index];
       char* to = out.rest[index] + first * leaf.bytes;
@@ -106,35 +106,43 @@ class TransitionView {
     }
   }
 
-  // Walks the window of anchor i of the block and writes what is a number: reward, discount, flags, id.
-  void follow(const Arena& arena, const Anchor& anchor, uint64_t i, uint64_t to, const BatchArrays& out,
+  // Walks the windows of a block and writes what is a number: reward, discount, flags, id. Pointers and figures are
+  // copied to locals first, which no store through a pointer can change.
+  void follow(const Arena arena, const Anchor* anchors, uint64_t size, uint64_t first, const BatchArrays& out,
               Block& block) const {
-    uint64_t row = anchor.row, next = arena.after(row, anchor.lane_base);
-    const char* record = arena.record(row);
-    block.records[i] = record;
-    Words words = arena.words_of(record);
-    const uint32_t at = position(words);
-    double reward = words.reward;
-    uint32_t steps = 1;
-    for (; steps < n_ && !is_last(words, next, anchor.head_row); ++steps) {
-      row = next;
-      next = arena.after(row, anchor.lane_base);
-      words = arena.words(row);
-      reward += powers_[steps] * words.reward;
+    float *const rewards = out.reward + first, *const discounts = out.discount + first;
+    uint8_t *const terminated = out.terminated + first, *const truncated = out.truncated + first;
+    int64_t* const ids = out.ids + first;
+    const double* const powers = powers_.data();
+    const uint32_t n = n_;
+    for (uint64_t i = 0; i < size; ++i) {
+      const Anchor anchor = anchors[i];
+      uint64_t row = anchor.row, next = arena.after(row, anchor.lane_base);
+      Words words = arena.words(row);
+      const uint32_t at = position(words);
+      double reward = words.reward;
+      uint32_t steps = 1;
+      for (; steps < n && !is_last(words, next, anchor.head_row); ++steps) {
+        row = next;
+        next = arena.after(row, anchor.lane_base);
+        words = arena.words(row);
+        reward += powers[steps] * words.reward;
+      }
+      block.records[i] = arena.record(anchor.row);
+      if (words.final == 0) {
+        block.next[i] = arena.record(next);
+      } else {
+        block.next[i] = arena.packed_final(anchor.lane_base + words.final - 1);
+        prefetch(block.next[i], layout_.final_bytes);
+      }
+      block.windows[i] = {row, next, at, position(words), words.final};
+      const bool ends = words.step & kTerminated;
+      rewards[i] = static_cast<float>(reward);
+      discounts[i] = ends ? 0.0f : static_cast<float>(powers[steps]);
+      terminated[i] = ends;
+      truncated[i] = (words.step & kTruncated) != 0;
+      ids[i] = anchor.id;
     }
-    if (words.final == 0) {
-      block.next[i] = arena.record(next);
-    } else {
-      block.next[i] = arena.packed_final(anchor.lane_base + words.final - 1);
-      prefetch(block.next[i], layout_.final_bytes);
-    }
-    block.windows[i] = {row, next, at, position(words), words.final};
-    const bool terminated = words.step & kTerminated;
-    out.reward[to] = static_cast<float>(reward);
-    out.discount[to] = terminated ? 0.0f : static_cast<float>(powers_[steps]);
-    out.terminated[to] = terminated;
-    out.truncated[to] = (words.step & kTruncated) != 0;
-    out.ids[to] = anchor.id;
   }
 
   const char* next_frame(const Arena& arena, const Leaf& leaf, const Anchor& anchor, const Window& window,

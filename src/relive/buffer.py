@@ -76,7 +76,7 @@ class ReplayBuffer:
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._schema: Schema | None = None
         self._building = threading.Lock()
-        self._flat = False  # observation and action are single arrays, and there are no extras
+        self._flat = False  # observation and action are single arrays
         if schema is not None:
             self._build(schema)
 
@@ -101,7 +101,8 @@ class ReplayBuffer:
         )
         self._appender = Appender(self._core, schema, self._lanes)
         self._reading = Reading(self._core, schema, self._view)
-        self._flat = not schema.extras and isinstance(schema.obs, Field) and isinstance(schema.action, Field)
+        self._extras = dict.fromkeys(schema.extras).keys()
+        self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
 
     def push(
@@ -144,15 +145,16 @@ class ReplayBuffer:
 
         Cost: O(bytes of the transition), one native call.
         """
-        if self._flat and not extras and lane is None and mask is None and priority is None:
+        if self._flat and lane is None and mask is None and priority is None and extras.keys() == self._extras:
             # Most pushes are this one; it pays for nothing else.
+            tail = [extras[name] for name in self._extras] if extras else ()
             if self._lanes == 1:
-                new_id = self._core.append_one(0, obs, action, reward, terminated, truncated, next_obs)
+                new_id = self._core.append_one(0, obs, action, reward, terminated, truncated, next_obs, *tail)
                 if new_id is not None:
                     return new_id
             else:
                 ids = np.empty(self._lanes, np.int64)
-                if self._core.append_many(-1, None, ids, obs, action, reward, terminated, truncated, next_obs):
+                if self._core.append_many(-1, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail):
                     return ids
         if priority is not None:
             self._refuse_priority(priority)

@@ -68,7 +68,7 @@ class Reading:
         if output == "torch":
             arrays = self._to_torch(arrays, device)
         if self._names is not None:
-            return Batch(dict(zip(self._names, arrays, strict=True)))
+            return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
         values = iter(arrays)
         fields = {"obs": unflatten(self._schema.obs, values), "action": unflatten(self._schema.action, values)}
         for name in (*self._schema.extras, "reward", "terminated", "truncated"):

@@ -40,7 +40,9 @@ class Field:
 
     def __post_init__(self) -> None:
         try:
-            dtype = np.dtype(self.dtype).newbyteorder("=")
+            dtype = np.dtype(self.dtype)
+            if not dtype.isnative:
+                dtype = dtype.newbyteorder("=")
             shape = tuple(operator.index(side) for side in self.shape)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"Field: expected a dtype and a shape, got {self.dtype!r} and {self.shape!r}.") from error

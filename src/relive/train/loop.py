@@ -102,8 +102,10 @@ class Trainer:
         """One step of every environment, the updates owed for it, and the row or evaluation that falls due."""
         before = self.state.step
         self.interact()
-        for _ in range(updates_owed(self.config, self.state.step) - self.state.updates):
+        owed = updates_owed(self.config, self.state.step) - self.state.updates
+        while owed > 0 and not self._stop():
             self._learn()
+            owed -= 1
         step, steps = self.state.step, self.config.steps
         evaluation = None
         if _passed(before, step, self.config.eval_every) or before < steps <= step:
