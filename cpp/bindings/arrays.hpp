@@ -146,11 +146,16 @@ class ValueType {
   int64_t num_elements_;
 };
 
+// True if float32 can hold the number, rounded; infinities and NaN are themselves.
+inline bool narrow(double number, float& to) {
+  to = static_cast<float>(number);
+  return std::isfinite(to) || !std::isfinite(number);
+}
+
 // Rewards are stored as float32; float64, what Gymnasium gives, is the one lossy cast there is.
 inline bool find_reward(PyObject* value, int64_t count, std::vector<float>& reward) {
   if (PyFloat_Check(value) && count == kSingle) {  // np.float64 is one too
-    reward[0] = static_cast<float>(PyFloat_AS_DOUBLE(value));
-    return true;
+    return narrow(PyFloat_AS_DOUBLE(value), reward[0]);
   }
   if (PyLong_Check(value) && !PyBool_Check(value) && count == kSingle) {
     const double number = PyLong_AsDouble(value);
@@ -158,21 +163,21 @@ inline bool find_reward(PyObject* value, int64_t count, std::vector<float>& rewa
       PyErr_Clear();
       return false;
     }
-    reward[0] = static_cast<float>(number);
-    return true;
+    return narrow(number, reward[0]);
   }
   if (!PyArray_CheckExact(value)) return false;
   auto* array = reinterpret_cast<PyArrayObject*>(value);
   if (PyArray_NDIM(array) != (count == kSingle ? 0 : 1) || !PyArray_ISCARRAY_RO(array)) return false;
   if (count != kSingle && PyArray_DIM(array, 0) != count) return false;
-  if (PyArray_TYPE(array) == NPY_FLOAT32)
+  const int type = PyArray_TYPE(array);
+  if (type == NPY_FLOAT32) {
     std::memcpy(reward.data(), PyArray_DATA(array), reward.size() * sizeof(float));
-  else if (PyArray_TYPE(array) == NPY_FLOAT64)
-    std::transform(static_cast<const double*>(PyArray_DATA(array)),
-                   static_cast<const double*>(PyArray_DATA(array)) + reward.size(), reward.begin(),
-                   [](double number) { return static_cast<float>(number); });
-  else
-    return false;
+    return true;
+  }
+  const auto* numbers = static_cast<const double*>(PyArray_DATA(array));
+  if (type != NPY_FLOAT64) return false;
+  for (size_t i = 0; i < reward.size(); ++i)
+    if (!narrow(numbers[i], reward[i])) return false;
   return true;
 }
 
@@ -190,13 +195,19 @@ class ArrayPool {
     std::deque<Reference>& kept = kept_[index];
     for (const Reference& array : kept)
       if (Py_REFCNT(array.get()) == 1 && untouched(array, types_[index])) return array;
-    if (kept.size() == kKept) kept.pop_front();
-    kept.push_back(create(types_[index]));
-    return kept.back();
+    const Reference made = create(types_[index]);
+    if (PyArray_NBYTES(made.array()) > kLargest) return made;
+    kept.push_back(made);
+    if (kept.size() > kKept) {
+      const Reference oldest = std::move(kept.front());  // may call back when it goes, so it goes last
+      kept.pop_front();
+    }
+    return made;
   }
 
  private:
-  static constexpr size_t kKept = 3;  // a batch in use, one prefetched, one being made
+  static constexpr size_t kKept = 3;              // a batch in use, one prefetched, one being made
+  static constexpr npy_intp kLargest = 64 << 20;  // larger arrays are not kept: their memory would be missed elsewhere
 
   Reference create(const ValueType& type) const {
     std::vector<npy_intp> shape{count_};

@@ -8,6 +8,7 @@
 #include <numpy/arrayobject.h>
 
 #include <list>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -23,6 +24,29 @@ namespace {
 
 constexpr uint64_t kReleaseBytes = 32 * 1024;  // a shorter copy takes less time than handing over the GIL
 
+// Takes the GIL back. Python ends a thread that comes back while the interpreter shuts down by unwinding its frames,
+// some of which must not be unwound (the process would abort); such a thread waits here for the end instead.
+inline void take_gil_back(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    wait_for_the_end();
+  }
+}
+
+// Runs `work`, which touches no Python object, without the GIL.
+template <typename Work>
+void without_gil(Work work) {
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    work();
+  } catch (...) {
+    take_gil_back(state);
+    throw;
+  }
+  take_gil_back(state);
+}
+
 // Runs `work`, which touches no Python object, under the buffer's lock. Never waits for the lock with the GIL in
 // hand, nor for the GIL with the lock in hand.
 template <typename Work>
@@ -32,9 +56,10 @@ void locked(SharedMutex& mutex, uint64_t bytes, Work work) {
     work();
     return;
   }
-  const nb::gil_scoped_release unlocked;
-  const std::lock_guard guard(mutex);
-  work();
+  without_gil([&] {
+    const std::lock_guard guard(mutex);
+    work();
+  });
 }
 
 // Memory that Python allocated and this object keeps alive.
@@ -166,6 +191,13 @@ class Core {
     locked(arena_.header().mutex, UINT64_MAX, [&] { ring_.clear(); });
   }
 
+  // Around a fork: a child must not inherit a lock whose holder it does not have.
+  void hold() {
+    without_gil([&] { arena_.header().mutex.lock(); });
+  }
+  void release() { arena_.header().mutex.unlock(); }
+  void renew() { arena_.header().mutex.init(); }
+
   uint64_t live() {
     uint64_t live = 0;
     locked(arena_.header().mutex, 0, [&] { live = arena_.header().live; });
@@ -293,17 +325,15 @@ class Reader {
     nb::tuple arrays = batch(count, out);
     const BatchArrays to = addresses(arrays);
     bool drawn = false;
-    {
-      const nb::gil_scoped_release unlocked;
-      std::vector<Anchor>& anchors = anchors_of_this_thread(count);
+    without_gil([&] {
+      const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
       Header& header = core_.arena().header();
       const std::lock_guard guard(header.mutex);
       drawn = header.live > 0;
-      if (drawn) {
-        draw_uniform(core_.arena(), header.seed, header.draws++, count, anchors.data());
-        view_.assemble(core_.arena(), anchors.data(), count, to);
-      }
-    }
+      if (!drawn) return;
+      draw_uniform(core_.arena(), header.seed, header.draws++, count, anchors.get());
+      view_.assemble(core_.arena(), anchors.get(), count, to);
+    });
     return drawn ? nb::object(arrays) : nb::none();
   }
 
@@ -315,28 +345,21 @@ class Reader {
     nb::tuple arrays = batch(count, out);
     const BatchArrays to = addresses(arrays);
     uint64_t found = 0;
-    {
-      const nb::gil_scoped_release unlocked;
-      std::vector<Anchor>& anchors = anchors_of_this_thread(count);
+    without_gil([&] {
+      const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
       const std::lock_guard guard(core_.arena().header().mutex);
       for (; found < count; ++found) {
         const auto anchor = core_.arena().find(id[found]);
-        if (!anchor) break;
+        if (!anchor) return;
         anchors[found] = *anchor;
       }
-      if (found == count) view_.assemble(core_.arena(), anchors.data(), count, to);
-    }
+      view_.assemble(core_.arena(), anchors.get(), count, to);
+    });
     return found == count ? nb::object(arrays) : nb::int_(found);
   }
 
  private:
   static constexpr size_t kPools = 8;  // batch sizes whose memory is kept
-
-  static std::vector<Anchor>& anchors_of_this_thread(uint64_t count) {
-    static thread_local std::vector<Anchor> anchors;
-    if (anchors.size() < count) anchors.resize(count);
-    return anchors;
-  }
 
   nb::tuple batch(uint64_t count, nb::handle out) {
     if (!out.is_none()) {
@@ -345,12 +368,22 @@ class Reader {
     }
     nb::tuple arrays = nb::steal<nb::tuple>(PyTuple_New(types_.size()));
     if (!arrays.is_valid()) throw nb::python_error();
-    ArrayPool& pool = pool_of(count);  // after what may run the garbage collector, and with it another thread
-    for (size_t i = 0; i < types_.size(); ++i) {
-      const Reference array = pool.take(i);
-      PyTuple_SET_ITEM(arrays.ptr(), i, Py_NewRef(array.get()));
+    try {
+      fill(arrays, count);
+    } catch (const std::bad_alloc&) {  // what is kept for other batches may be what is missing for this one
+      PyErr_Clear();
+      pools_.clear();
+      fill(arrays, count);
     }
     return arrays;
+  }
+
+  void fill(nb::handle arrays, uint64_t count) {
+    ArrayPool& pool = pool_of(count);
+    for (size_t i = 0; i < types_.size(); ++i) {
+      const Reference array = pool.take(i);
+      Py_XSETREF(PyTuple_GET_ITEM(arrays.ptr(), i), Py_NewRef(array.get()));
+    }
   }
 
   void check(nb::handle out, uint64_t count) const {
@@ -404,6 +437,7 @@ void* import_numpy() {
 
 NB_MODULE(_core, module) {
   if (!import_numpy()) throw nb::python_error();
+  nb::set_leak_warnings(false);  // a daemon thread that holds a buffer to the end of the process is no leak
   module.doc() = "The native core of relive: appends, draws and assembles over memory that Python owns.";
   nb::register_exception_translator([](const std::exception_ptr& error, void*) {
     try {
@@ -418,7 +452,7 @@ NB_MODULE(_core, module) {
              nb::arg("stacked"), nb::arg("history"),
              nb::sig("def measure(obs: " RELIVE_FIELDS ", rest: " RELIVE_FIELDS
                      ", lanes: int, lane_capacity: int, stacked: int, history: int) -> dict[str, int]"));
-  nb::class_<Core>(module, "Core")
+  nb::class_<Core>(module, "Core", nb::is_weak_referenceable())
       .def(nb::init<nb::handle, nb::sequence, nb::sequence, nb::sequence, uint64_t, uint64_t, uint32_t, uint32_t,
                     uint64_t>(),
            nb::arg("memory"), nb::arg("obs"), nb::arg("actions"), nb::arg("extras"), nb::arg("lanes"),
@@ -433,6 +467,9 @@ NB_MODULE(_core, module) {
            nb::sig("def append_many(self, lane: int, mask: numpy.typing.NDArray[numpy.bool_] | None, "
                    "ids: numpy.typing.NDArray[numpy.int64], *values: typing.Any) -> bool"))
       .def("clear", &Core::clear)
+      .def("hold", &Core::hold)
+      .def("release", &Core::release)
+      .def("renew", &Core::renew)
       .def("ids", &Core::ids, nb::sig("def ids(self) -> numpy.typing.NDArray[numpy.int64]"))
       .def_prop_ro("live", &Core::live)
       .def_prop_ro("draws", &Core::draws);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -22,6 +23,15 @@ RELIVE_INLINE void prefetch(const void* address, uint64_t bytes) {
   const char* line = static_cast<const char*>(address);
   for (uint64_t done = 0; done < bytes; done += kCacheLine) __builtin_prefetch(line + done);
   __builtin_prefetch(line + (bytes ? bytes - 1 : 0));
+}
+
+inline bool is_main_thread() {
+  return syscall(SYS_gettid) == getpid();
+}
+
+// Never returns: for a thread whose process is about to end without it.
+[[noreturn]] inline void wait_for_the_end() {
+  for (;;) pause();
 }
 
 inline void spin_pause() {

@@ -31,23 +31,24 @@ class Appender:
         new_id = self._core.append_one(lane, *values)
         if new_id is None:
             new_id = self._core.append_one(lane, *conform_all(self._schema, values))
-        assert new_id is not None
+        if new_id is None:
+            raise AssertionError("the core refused values that fit the schema")  # a bug of ours, never a silent loss
         return new_id
 
     def step(self, values: list[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         """Appends one transition to every lane (or those of the mask); returns ids [lanes], -1 for those left out."""
-        ids = np.empty(self._lanes, np.int64)
-        if not self._core.append_many(-1, mask, ids, *values):
-            done = self._core.append_many(-1, mask, ids, *conform_all(self._schema, values, self._lanes, mask))
-            assert done
-        return ids
+        return self._many(-1, self._lanes, values, mask)
 
     def block(self, lane: int, count: int, values: list[Any]) -> NDArray[np.int64]:
         """Appends `count` transitions to one lane, in order of time; returns their ids."""
+        return self._many(lane, count, values, None)
+
+    def _many(self, lane: int, count: int, values: list[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         ids = np.empty(count, np.int64)
-        if not self._core.append_many(lane, None, ids, *values):
-            done = self._core.append_many(lane, None, ids, *conform_all(self._schema, values, count))
-            assert done
+        if not self._core.append_many(lane, mask, ids, *values):
+            fitted = conform_all(self._schema, values, count, mask)
+            if not self._core.append_many(lane, mask, ids, *fitted):
+                raise AssertionError("the core refused values that fit the schema")
         return ids
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from relive.append import Appender, collect, conform_all
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
+from relive.forking import watch
 from relive.reading import Output, Reading
 from relive.samplers import Uniform
 from relive.schema import Field, Schema, flatten, leaves
@@ -99,6 +100,7 @@ class ReplayBuffer:
             history(schema, self._view),
             self._seed,
         )
+        watch(self._core)
         self._appender = Appender(self._core, schema, self._lanes)
         self._reading = Reading(self._core, schema, self._view)
         self._extras = dict.fromkeys(schema.extras).keys()
@@ -277,6 +279,9 @@ class ReplayBuffer:
                 if self._schema is None and schema.lanes == self._lanes:
                     self._build(schema)
         return Writer(self, envs)
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError("ReplayBuffer: expected to stay where it is, cannot be copied or pickled. Share the object.")
 
     def __len__(self) -> int:
         return self._core.live if self._schema is not None else 0

@@ -30,12 +30,14 @@ def as_array(value: Any, name: str, expected: object) -> NDArray[Any]:
     """The value as an array of whatever dtype and shape.
 
     Raises:
-        SchemaError: a sequence of sequences of different lengths.
+        SchemaError: no array: a ragged sequence, a tensor with a gradient or on a device, a masked array.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise SchemaError(f"{name}: expected {expected}, got a masked array. Fill it first.")
     try:
         return np.asarray(value)
-    except ValueError as error:
-        raise SchemaError(f"{name}: expected {expected}, got a ragged sequence.") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # tensors that NumPy cannot read raise the last two
+        raise SchemaError(f"{name}: expected {expected}, got what is no array ({error}).") from error
 
 
 def conform(
@@ -71,8 +73,8 @@ def conform(
             " without loss. Build the schema with Schema.from_env, or cast."
         )
     with np.errstate(over="ignore"):
-        fitted = np.ascontiguousarray(array, leaf.itemdtype).reshape(shape)
-    if weak and not np.isfinite(fitted) and np.isfinite(array):
+        fitted = np.require(array, leaf.itemdtype, ["C", "ALIGNED"])
+    if (weak or number) and (np.isfinite(array) & ~np.isfinite(fitted)).any():
         raise SchemaError(f"{name}: expected a number that {leaf.itemdtype} can hold, got {value!r}.")
     array = fitted
     low, high = leaf.bounds()
@@ -109,7 +111,7 @@ def _is_lossless(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
 
 def _from_value(value: Any, name: str, count: int | None) -> Tree:
     if isinstance(value, Mapping):
-        return {str(key): _from_value(child, f"{name}.{key}", count) for key, child in value.items()}
+        return {key: _from_value(child, f"{name}.{key}", count) for key, child in value.items()}
     if isinstance(value, tuple):
         return tuple(_from_value(child, f"{name}.{index}", count) for index, child in enumerate(value))
     return _from_array(value, name, count)

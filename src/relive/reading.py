@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from relive._core import Core, Reader
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
+from relive.fitting import as_array
 from relive.schema import FLAG, REWARD, Field, Schema, flatten, leaves, unflatten
 from relive.views import Transitions
 
@@ -46,13 +47,10 @@ class Reading:
 
     def get(self, ids: ArrayLike, output: Output, device: Any, out: Batch | None) -> Batch:
         """See `ReplayBuffer.get`."""
-        try:
-            wanted = np.asarray(ids)
-        except ValueError as error:
-            raise SchemaError("ids: expected int64 (B,), got a ragged sequence.") from error
+        wanted = as_array(ids, "ids", "int64 (B,)")
         if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
             raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-        wanted = np.ascontiguousarray(wanted, np.int64)
+        wanted = np.require(wanted, np.int64, ["C", "ALIGNED"])
         try:
             arrays = self._native.get(wanted, self._memory_of(out, output, device))
         except IndexError as error:
@@ -84,14 +82,17 @@ class Reading:
             raise ConfigError(
                 f"output: expected 'numpy', or 'torch' with or without a device, got {output!r}, {device=}."
             )
-        if output == "torch" and device not in self._checked:
+        place = None if device is None else str(device)
+        if output == "torch" and place not in self._checked:
             from relive.tensors import check, to_torch
 
             check({leaf.itemdtype for _, leaf in self._fields()}, device)
-            self._checked.add(device)
+            self._checked.add(place)
             self._to_torch = to_torch
         if out is None:
             return None
+        if not isinstance(out, Batch):
+            raise ConfigError(f"out: expected a batch of this buffer, got {type(out).__name__}.")
         if device is not None or (output == "torch" and isinstance(out.ids, np.ndarray)):
             raise ConfigError(
                 f"out: expected its own output and device, got output={output!r}, {device=}. Leave them out."

@@ -15,7 +15,7 @@ from relive.errors import ConfigError, SchemaError
 
 RESERVED = (
     *("obs", "action", "reward", "terminated", "truncated", "next_obs"),
-    *("ids", "discount", "weight", "mask", "loss_mask", "lane", "priority"),
+    *("ids", "discount", "weight", "mask", "loss_mask", "lane", "priority", "self", "info"),
 )
 
 
@@ -48,8 +48,8 @@ class Field:
             raise ConfigError(f"Field: expected a dtype and a shape, got {self.dtype!r} and {self.shape!r}.") from error
         if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype is not None:
             raise ConfigError(f"Field: expected a dtype of fixed size, got {dtype}. Python objects cannot be stored.")
-        if any(side < 0 for side in shape):
-            raise ConfigError(f"Field: expected sides of at least 0, got shape {shape}.")
+        if any(side < 0 for side in shape) or len(shape) > 30 or math.prod(shape) * dtype.itemsize >= 2**62:
+            raise ConfigError(f"Field: expected at most 30 sides of at least 0 and fewer than 2^62 bytes, got {shape}.")
         for name, value in (("dtype", dtype), ("shape", shape), ("low", _bound(self.low)), ("high", _bound(self.high))):
             object.__setattr__(self, name, value)
         if self.low is None and self.high is None:
@@ -129,13 +129,14 @@ class Schema:
             if not list(leaves(tree, name)):
                 raise ConfigError(f"Schema: expected at least one field in {name}, got {tree!r}.")
         for name, extra in self.extras.items():
-            if name in RESERVED or not name.isidentifier():
+            if not isinstance(name, str) or name in RESERVED or name.startswith("__") or not name.isidentifier():
                 raise ConfigError(f"Schema: expected another name for an extra field, got {name!r}.")
             if not isinstance(extra, Field):
                 raise ConfigError(f"Schema: expected a Field for the extra {name!r}, got {extra!r}.")
         for name, value in (("stacked", self.stacked), ("lanes", self.lanes)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"Schema: expected {name} to be an integer of at least 1, got {value!r}.")
+            object.__setattr__(self, name, int(value))
         for name, leaf in leaves(self.obs, "obs"):
             if self.stacked > 1 and (not leaf.shape or leaf.shape[0] != self.stacked):
                 raise ConfigError(f"{name}: expected a leading axis of {self.stacked} frames, got shape {leaf.shape}.")
@@ -215,6 +216,8 @@ def leaves(tree: Tree, name: str) -> Iterator[tuple[str, Field]]:
         yield name, tree
     elif isinstance(tree, Mapping):
         for key, child in tree.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{name}: expected keys that are strings, got {key!r}.")
             yield from leaves(child, f"{name}.{key}")
     elif isinstance(tree, tuple):
         for index, child in enumerate(tree):

@@ -45,6 +45,11 @@ def to_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     Raises:
         ConfigError: they lie on another device.
     """
-    if not all(isinstance(tensor, np.ndarray) or tensor.device.type == "cpu" for tensor in tensors):
-        raise ConfigError("out: expected a batch in the memory of the CPU, got one on another device.")
-    return tuple([tensor.numpy() for tensor in tensors])
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cpu":
+            where = f"one on {tensor.device}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ConfigError(f"out: expected tensors in the memory of the CPU, got {where}.")
+    try:
+        return tuple([tensor.numpy() for tensor in tensors])
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"out: expected the tensors of a batch, got others ({error}).") from error

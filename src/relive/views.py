@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from relive.errors import ConfigError
 
 MAX_STEPS = 65_536
@@ -38,9 +40,11 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for name, value in (("n", self.n), ("stack", self.stack)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
-                raise ConfigError(f"Transitions: expected {name} in [1, {MAX_STEPS}], got {value!r}.")
-        if not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
+                raise ConfigError(f"Transitions: expected {name} to be an integer in [1, {MAX_STEPS}], got {value!r}.")
+            object.__setattr__(self, name, int(value))
+        if not isinstance(self.gamma, int | float | np.floating) or not 0 <= self.gamma <= 1:
             raise ConfigError(f"Transitions: expected gamma in [0, 1], got {self.gamma!r}.")
+        object.__setattr__(self, "gamma", float(self.gamma))
         if self.padding not in ("repeat", "zeros"):
             raise ConfigError(f"Transitions: expected padding 'repeat' or 'zeros', got {self.padding!r}.")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from relive.errors import ConfigError, ProtocolError, SchemaError
 from relive.fitting import as_array, conform
-from relive.schema import Schema, flatten, leaves, unflatten
+from relive.schema import FLAG, Schema, flatten, leaves, unflatten
 
 if TYPE_CHECKING:
     from relive.buffer import ReplayBuffer
@@ -41,7 +41,9 @@ class Writer:
         self._buffer = buffer
         self._schema: Schema = buffer.schema
         self._fields = list(leaves(buffer.schema.obs, "obs"))
-        mode = (getattr(envs, "metadata", None) or {}).get("autoreset_mode") if self._is_vector else "DISABLED"
+        metadata = getattr(envs, "metadata", None)
+        known = metadata.get("autoreset_mode") if isinstance(metadata, Mapping) else None
+        mode = known if self._is_vector else "DISABLED"
         self._mode = str(getattr(mode, "name", mode)).upper()
         if self._mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
             raise ConfigError(
@@ -113,19 +115,23 @@ class Writer:
                 "writer: writer.reset(obs, mask)."
             )
         arrived = self._leaves(obs)
-        reward, terminated, truncated = (self._lead(value) for value in (reward, terminated, truncated))
-        ended = terminated.astype(np.bool_) | truncated.astype(np.bool_)
+        reward = self._lead(reward, "reward")
+        terminated, truncated = self._flags(terminated, "terminated"), self._flags(truncated, "truncated")
+        ended = terminated | truncated
         following = self._with_finals(arrived, ended, info) if self._mode == "SAME_STEP" and ended.any() else arrived
         resets = self._ended if self._mode == "NEXT_STEP" and self._ended.any() else None
         ids = self._buffer.push(
             unflatten(self._schema.obs, iter(self._obs)),
-            unflatten(self._schema.action, map(self._lead, flatten(self._schema.action, action, "action"))),
+            unflatten(
+                self._schema.action,
+                (self._lead(value, "action") for value in flatten(self._schema.action, action, "action")),
+            ),
             reward,
             terminated,
             unflatten(self._schema.obs, iter(following)),
             truncated=truncated,
             mask=None if resets is None else ~resets,
-            **{name: self._lead(value) for name, value in extras.items()},  # type: ignore[arg-type]
+            **{name: self._lead(value, name) for name, value in extras.items()},  # type: ignore[arg-type]
         )
         self._obs = arrived
         if self._mode == "DISABLED":
@@ -134,16 +140,21 @@ class Writer:
             self._ended = ended if resets is None else ended & ~resets
         return ids if self._is_vector else int(ids[0])
 
-    def _lead(self, value: Any) -> NDArray[Any]:
+    def _lead(self, value: Any, name: str) -> NDArray[Any]:
         """The value with a leading axis, which those of a single environment lack."""
-        array = np.asarray(value)
+        array = as_array(value, name, "an array")
         return array if self._is_vector else array[None]
+
+    def _flags(self, value: Any, name: str) -> NDArray[np.bool_]:
+        flags = self._lead(value, name)
+        plain = flags.dtype == np.bool_ and flags.shape == (self._num_envs,)
+        return flags if plain else conform(flags, FLAG, name, self._num_envs)
 
     def _leaves(self, obs: Any) -> list[NDArray[Any]]:
         """Copies of the observations, in the schema's dtypes and shapes."""
         copies = []
         for value, (name, field) in zip(flatten(self._schema.obs, obs, "obs"), self._fields, strict=True):
-            array = self._lead(value)
+            array = self._lead(value, name)
             if array.dtype != field.dtype or array.shape != (self._num_envs, *field.shape):
                 array = conform(array, field, name, self._num_envs)
             copies.append(array.copy())
@@ -153,18 +164,18 @@ class Writer:
         self, arrived: list[NDArray[Any]], ended: NDArray[np.bool_], info: Mapping[str, Any]
     ) -> list[NDArray[Any]]:
         """The observations that follow the actions: the final ones in place of those of a reset."""
-        finals = info.get("final_obs")
+        finals = info.get("final_obs") if isinstance(info, Mapping) else None
+        if not isinstance(finals, np.ndarray | list | tuple) or len(finals) != self._num_envs:
+            finals = [None] * self._num_envs
         following = [leaf.copy() for leaf in arrived]
         for lane in np.flatnonzero(ended):
-            if finals is None or finals[lane] is None:
+            if finals[lane] is None:
                 raise ProtocolError(
                     f"step: expected info['final_obs'] for environment {lane}, whose episode ended, got none. "
                     "Pass the info that envs.step returned."
                 )
-            for leaf, final in zip(following, flatten(self._schema.obs, finals[lane], "final_obs"), strict=True):
-                if np.shape(final) != leaf.shape[1:]:
-                    raise SchemaError(
-                        f"final_obs: expected shape {leaf.shape[1:]}, got {np.shape(final)} (environment {lane})."
-                    )
-                leaf[lane] = final
+            values = flatten(self._schema.obs, finals[lane], "final_obs")
+            for leaf, final, (_, field) in zip(following, values, self._fields, strict=True):
+                # Gymnasium casts the floats of all other observations to those of the space, but not these.
+                leaf[lane] = conform(final, field, f"final_obs (environment {lane})", lossy=field.itemdtype.kind == "f")
         return following

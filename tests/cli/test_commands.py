@@ -1,6 +1,8 @@
 """The real command, as a process of its own: what it says and how it ends."""
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +24,14 @@ WITHOUT = "import sys; sys.modules['{}'] = None; from relive.cli import main; sy
 """A Python in which one package cannot be imported."""
 
 
-def relive(*args: str, cwd: Path, without: str | None = None) -> subprocess.CompletedProcess[str]:
+def relive(
+    *args: str, cwd: Path, without: str | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command, its output not a terminal."""
     start = ["-c", WITHOUT.format(without)] if without else ["-m", "relive"]
-    return subprocess.run(
-        [sys.executable, *start, *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, *start, *args]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def assert_refused(code: int, complaints: str, says: str) -> None:
@@ -123,6 +127,34 @@ def test_every_other_mistake_is_one_line_too(
     code = main(args.split())
     assert_refused(code, capsys.readouterr().err, says)
     assert set(place.rglob("*")) - {place / "runs"} <= before  # a refused run leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"[]"),
+        ("config.json", b'{"env": "CartPole-v1", "agent": 5}'),
+        ("config.json", b'{"env": "CartPole-v1", "agent": {"hidden": 5}}'),
+        ("best.pt", b""),
+        ("best.pt", b"no weights"),
+        ("best.pt", b"PK"),
+    ],
+)
+def test_a_damaged_run_is_named(
+    place: Path, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a traceback from deep inside, or one that runs what a stranger put into the file."""
+    monkeypatch.chdir(place)
+    copied = shutil.copytree(place / "run", place / f"damaged-{name}-{len(content)}")
+    (copied / name).write_bytes(content)
+    code = main(["evaluate", str(copied), "--episodes", "1"])
+    assert_refused(code, capsys.readouterr().err, rf"{name}: expected .*, got")
+
+
+def test_a_terminal_that_cannot_print_everything_does_not_end_a_run(place: Path) -> None:
+    """Bug: an encoding without the sign for plus-minus ended a run at its first evaluation."""
+    done = relive("evaluate", "run", "--episodes", "1", cwd=place, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", ["torch", "gymnasium", "tyro"])

@@ -2,9 +2,11 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from relive.errors import ReplayError
 
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0; 1 where a threshold was missed; 2 where the call could not be obeyed, said in one line on stderr;
         128 + number where a signal ended it.
     """
+    _make_writable()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
@@ -41,6 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = f"Did you mean {close[0]}?" if close else "See relive --help."
         return _refuse("relive", f"command: expected one of {', '.join(COMMANDS)}, got {args[0]!r}. {remedy}")
     return _run(args[0], args[1:])
+
+
+def _make_writable() -> None:
+    """Sees to it that a run of hours does not end because a line cannot be printed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever called us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _run(command: str, args: list[str]) -> int:

@@ -162,6 +162,9 @@ class TrainConfig:
         _require_positive("replay_ratio", self.replay_ratio)
         for name in ("epsilon_start", "epsilon_end", "epsilon_fraction"):
             _require_unit(name, getattr(self, name))
+        for name in ("stop_return", "threshold"):
+            value = getattr(self, name)
+            _require(value is None or not math.isnan(value), name, "a number or None", value)
         _require(self.keep in ("best", "last"), "keep", "best or last", self.keep)
         _require(
             self.capacity % self.num_envs == 0, "capacity", f"a multiple of num_envs={self.num_envs}", self.capacity

@@ -1,6 +1,7 @@
 """A run is a directory: what lies in it, how it is made, how its agent is loaded again."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Literal
@@ -81,14 +82,21 @@ def load_config(run_dir: Path) -> TrainConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: expected JSON, got something else ({error}).") from None
-    return TrainConfig.from_dict(data)
+    try:
+        return TrainConfig.from_dict(data)
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: expected the settings of a run, got others ({error}).") from None
 
 
 def save_weights(run_dir: Path, which: Literal["best", "last"], agent: DQN) -> None:
     """Write the weights; whoever reads the file meanwhile sees the old ones or the new ones, whole."""
     path = run_dir / WEIGHTS[which]
     fresh = path.with_suffix(".new")
-    torch.save(agent.weights(), fresh)
+    try:
+        torch.save(agent.weights(), fresh)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        fresh.unlink(missing_ok=True)
+        raise OSError(f"{path}: expected to write the weights, got an error of the disk ({error}).") from error
     fresh.replace(path)
 
 
@@ -96,14 +104,20 @@ def load_weights(run_dir: Path, which: Literal["best", "last"]) -> dict[str, tor
     """Read the weights. Runs no code that a stranger may have put into the file.
 
     Raises:
-        ConfigError: the run has none (it was stopped before its first evaluation).
+        ConfigError: the run has none (it was stopped before its first evaluation), or they are damaged.
     """
     path = run_dir / WEIGHTS[which]
     if not path.is_file():
         raise ConfigError(
             f"{path}: expected weights, found none. A run has its best after an evaluation, its last at the end."
         )
-    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: expected weights as `relive train` saves them, got others ({reason}).") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ConfigError(f"{path}: expected tensors by name, got something else.")
     return weights
 
 
