@@ -57,8 +57,11 @@ def median(values: list[float]) -> float:
 
 
 def ratio(values: list[float], base: list[float]) -> float:
-    """The middle of the ratios of the rounds: what slows a whole round down cancels out."""
-    return statistics.median(value / other for value, other in zip(values, base, strict=True))
+    """The middle of the ratios of the rounds: what slows a whole round down cancels out.
+
+    Rounds in which the clock did not move (some machines count CPU time in ticks) tell nothing and are left out.
+    """
+    return statistics.median(value / other for value, other in zip(values, base, strict=True) if other > 0)
 
 
 def _timed(run: Run, times: int) -> float:
