@@ -103,7 +103,7 @@ class ReplayBuffer:
         watch(self._core)
         self._appender = Appender(self._core, schema, self._lanes)
         self._reading = Reading(self._core, schema, self._view)
-        self._extras = dict.fromkeys(schema.extras).keys()
+        self._extras, self._num_extras = tuple(schema.extras), len(schema.extras)
         self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
 
@@ -147,9 +147,9 @@ class ReplayBuffer:
 
         Cost: O(bytes of the transition), one native call.
         """
-        if self._flat and lane is None and mask is None and priority is None and extras.keys() == self._extras:
+        if self._flat and lane is None and mask is None and priority is None and len(extras) == self._num_extras:
             # Most pushes are this one; it pays for nothing else.
-            tail = [extras[name] for name in self._extras] if extras else ()
+            tail = [extras.get(name) for name in self._extras] if extras else ()
             if self._lanes == 1:
                 new_id = self._core.append_one(0, obs, action, reward, terminated, truncated, next_obs, *tail)
                 if new_id is not None:

@@ -68,6 +68,11 @@ class Writer:
             self._obs = self._leaves(obs)
             self._ended = np.zeros(self._num_envs, np.bool_)
             return
+        if isinstance(mask, Mapping):
+            raise SchemaError(
+                f"mask: expected bool ({self._num_envs},), got a dict. Pass the observations alone: "
+                "obs, info = envs.reset()."
+            )
         if self._obs is None:
             raise ProtocolError("reset: expected a reset of all environments first, got a mask. Leave the mask out.")
         chosen = as_array(mask, "mask", f"bool ({self._num_envs},)")

@@ -153,6 +153,13 @@ def test_a_final_observation_that_does_not_fit_is_refused(final):
     assert len(buffer) == 0
 
 
+def test_a_reset_with_the_info_is_told_what_to_leave_out():
+    envs = SyncVectorEnv([Small] * 2)
+    writer = relive.ReplayBuffer(8, relive.Schema.from_env(envs), seed=0).writer(envs)
+    with pytest.raises(relive.SchemaError, match=r"mask: .* Pass the observations alone"):
+        writer.reset(*envs.reset())
+
+
 @pytest.mark.parametrize("info", [None, {}, {"final_obs": 3}, {"final_obs": [1]}, {"final_obs": {"a": 1}}])
 def test_an_info_without_final_observations_is_refused(info):
     buffer, writer, (action, obs, reward, terminated, truncated, _) = stepped()
