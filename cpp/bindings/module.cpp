@@ -118,7 +118,6 @@ nb::dict measure(nb::sequence obs, nb::sequence rest, uint64_t lanes, uint64_t l
   result["filled_bytes"] = layout.records_end;
   result["transition_bytes"] = transition;
   result["final_bytes"] = total_bytes(obs_types) / stacked + sizeof(uint32_t);
-  result["records_offset"] = layout.records_base;
   return result;
 }
 
@@ -202,12 +201,6 @@ class Core {
     uint64_t live = 0;
     locked(arena_.header().mutex, 0, [&] { live = arena_.header().live; });
     return live;
-  }
-
-  uint64_t draws() {
-    uint64_t draws = 0;
-    locked(arena_.header().mutex, 0, [&] { draws = arena_.header().draws; });
-    return draws;
   }
 
   nb::object ids() {
@@ -471,8 +464,7 @@ NB_MODULE(_core, module) {
       .def("release", &Core::release)
       .def("renew", &Core::renew)
       .def("ids", &Core::ids, nb::sig("def ids(self) -> numpy.typing.NDArray[numpy.int64]"))
-      .def_prop_ro("live", &Core::live)
-      .def_prop_ro("draws", &Core::draws);
+      .def_prop_ro("live", &Core::live);
 #undef RELIVE_FIELDS
 #define RELIVE_ARRAYS "tuple[numpy.typing.NDArray[typing.Any], ...]"
   nb::class_<Reader>(module, "Reader")

@@ -33,9 +33,6 @@ class Core:
     @property
     def live(self) -> int: ...
 
-    @property
-    def draws(self) -> int: ...
-
 class Reader:
     def __init__(self, core: Core, n: int, gamma: float, stack: int, pad_with_zeros: bool) -> None: ...
 
