@@ -6,9 +6,6 @@ and every live transition byte for byte. Capacities are a few transitions a lane
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -17,36 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import relive
 from model.compare import assert_rows, assert_same
+from model.driving import LANES, MASKS, STEPS, Step, batched, block, each_lane, newest, remember, transition
 from model.kinds import KINDS, Kind
 from model.reference import Model, Row, View, leaves, map_tree
 
 STACKS = [(1, "repeat"), (4, "repeat"), (4, "zeros")]
 VIEWS = [View(n, 0.5, stack, padding) for n in (1, 3, 5) for stack, padding in STACKS]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One transition to come, before it is known what it follows."""
-
-    link: str
-    start: int
-    after: int
-    action: int
-    reward: int
-    end: str
-
-
-STEPS = st.builds(
-    Step,
-    link=st.sampled_from(["continue"] * 6 + ["fresh", "almost"]),
-    start=st.integers(0, 9),
-    after=st.integers(0, 9),
-    action=st.integers(0, 5),
-    reward=st.integers(-8, 8),
-    end=st.sampled_from([""] * 6 + ["terminated", "truncated", "both"]),
-)
-LANES = st.integers(0, 2)
-MASKS = st.lists(st.booleans(), min_size=3, max_size=3)
 
 
 class BufferMachine(RuleBasedStateMachine):
@@ -80,45 +53,12 @@ class BufferMachine(RuleBasedStateMachine):
 
     # What is pushed.
 
-    def transition(self, step: Step, before: Any | None) -> Row:
-        """Turn a step into fields; `before` is the next_obs of the transition it may continue."""
-        if before is None or step.link == "fresh":
-            obs = self.kind.fresh(step.start)
-        else:
-            obs = before if step.link == "continue" else self.kind.almost(before)
-        action = map_tree(lambda leaf: np.full(leaf.shape, step.action, leaf.dtype), self.kind.action)
-        return {
-            "obs": obs,
-            "action": action,
-            "reward": float(step.reward),
-            "terminated": step.end in ("terminated", "both"),
-            "next_obs": self.kind.following(obs, step.after),
-            "truncated": step.end in ("truncated", "both"),
-            **{name: np.full(field.shape, step.action + 1, field.dtype) for name, field in self.kind.extras.items()},
-        }
-
-    def newest(self, lane: int) -> Any | None:
-        """The next_obs of the lane's newest transition, if it has one."""
-        past = self.model.history[lane]
-        return past[-1]["next_obs"] if past else None
-
-    def each_lane(self, steps: list[Step]) -> tuple[list[Row], Row]:
-        """One transition a lane, apart and with a leading axis."""
-        rows = [self.transition(step, self.newest(lane)) for lane, step in enumerate(steps[: self.lanes])]
-        return rows, batched(rows)
-
-    def remember(self, row: Row, lane: int) -> int:
-        """Push one transition to the model."""
-        extras = {name: row[name] for name in self.kind.extras}
-        fields = {name: value for name, value in row.items() if name not in extras}
-        return self.model.push(**fields, lane=lane, extras=extras)
-
     @rule(step=STEPS, lane=LANES)
     def push_one(self, step: Step, lane: int) -> None:
         """One transition of one lane."""
         lane %= self.lanes
-        row = self.transition(step, self.newest(lane))
-        expected = self.remember(row, lane)
+        row = transition(self.kind, step, newest(self.model, lane))
+        expected = remember(self.kind, self.model, row, lane)
         for buffer, _ in self.readers:
             identity = buffer.push(**row, **({"lane": lane} if self.lanes > 1 else {}))
             assert type(identity) is int
@@ -127,8 +67,8 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(steps=st.lists(STEPS, min_size=3, max_size=3))
     def push_all(self, steps: list[Step]) -> None:
         """One step of every lane."""
-        rows, fields = self.each_lane(steps)
-        expected = [self.remember(row, lane) for lane, row in enumerate(rows)]
+        rows, fields = each_lane(self.kind, self.model, steps)
+        expected = [remember(self.kind, self.model, row, lane) for lane, row in enumerate(rows)]
         for buffer, _ in self.readers:
             ids = buffer.push(**fields)
             assert ids.dtype == np.int64
@@ -137,9 +77,9 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(steps=st.lists(STEPS, min_size=3, max_size=3), mask=MASKS)
     def push_masked(self, steps: list[Step], mask: list[bool]) -> None:
         """One step of some lanes."""
-        rows, fields = self.each_lane(steps)
+        rows, fields = each_lane(self.kind, self.model, steps)
         kept = mask[: self.lanes]
-        expected = [self.remember(row, lane) if kept[lane] else -1 for lane, row in enumerate(rows)]
+        expected = [remember(self.kind, self.model, row, lane) if kept[lane] else -1 for lane, row in enumerate(rows)]
         for buffer, _ in self.readers:
             assert buffer.push(**fields, mask=np.array(kept)).tolist() == expected
 
@@ -147,10 +87,8 @@ class BufferMachine(RuleBasedStateMachine):
     def extend(self, steps: list[Step], lane: int) -> None:
         """A block of one lane, also one longer than the lane."""
         lane %= self.lanes
-        rows: list[Row] = []
-        for step in steps:
-            rows.append(self.transition(step, rows[-1]["next_obs"] if rows else self.newest(lane)))
-        expected = [self.remember(row, lane) for row in rows]
+        rows = block(self.kind, self.model, steps, lane)
+        expected = [remember(self.kind, self.model, row, lane) for row in rows]
         for buffer, _ in self.readers:
             ids = buffer.extend(**batched(rows), **({"lane": lane} if self.lanes > 1 else {}))
             assert ids.dtype == np.int64
@@ -170,7 +108,7 @@ class BufferMachine(RuleBasedStateMachine):
     )
     def refuse_last_lane(self, steps: list[Step], spoil: str) -> None:
         """A step of every lane of which only the last is bad: no lane is pushed."""
-        rows, fields = self.each_lane(steps)
+        rows, fields = each_lane(self.kind, self.model, steps)
         self.refuse(
             "push", spoiled(rows, fields, spoil), relive.SchemaError if spoil != "priority" else relive.ReplayError
         )
@@ -181,7 +119,7 @@ class BufferMachine(RuleBasedStateMachine):
     def refuse_last_of_block(self, steps: list[Step], lane: int, spoil: str) -> None:
         """A block of which only the last transition is bad: none is pushed."""
         lane %= self.lanes
-        rows = [self.transition(step, self.newest(lane)) for step in steps]
+        rows = [transition(self.kind, step, newest(self.model, lane)) for step in steps]
         fields = spoiled(rows, batched(rows), spoil)
         self.refuse("extend", {**fields, **({"lane": lane} if self.lanes > 1 else {})}, relive.SchemaError)
 
@@ -189,7 +127,7 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(steps=st.lists(STEPS, min_size=3, max_size=3))
     def refuse_stack_that_does_not_roll(self, steps: list[Step]) -> None:
         """Stacks are derived, so a next_obs that is not obs moved by one frame cannot be stored."""
-        rows, _ = self.each_lane(steps)
+        rows, _ = each_lane(self.kind, self.model, steps)
         rows[-1] = {**rows[-1], "next_obs": self.kind.almost(rows[-1]["next_obs"])}
         self.refuse("push", batched(rows), relive.SchemaError)
 
@@ -228,11 +166,6 @@ class BufferMachine(RuleBasedStateMachine):
         """Every live transition under every view."""
         for buffer, view in self.readers:
             assert_same(buffer, self.model, view)
-
-
-def batched(rows: list[Row]) -> Row:
-    """Fields of several transitions with a leading axis."""
-    return {name: map_tree(lambda *values: np.stack(values), *(row[name] for row in rows)) for name in rows[0]}
 
 
 def spoiled(rows: list[Row], fields: Row, how: str) -> Row:

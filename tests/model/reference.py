@@ -115,19 +115,19 @@ class Model:
 
     def row(self, identity: int, view: View) -> Row:
         """The batch's row for one live id: what the learner must see."""
-        past, start = self._find(identity)
-        used = self._window(past, start, view.n)
+        past, start = self.find(identity)
+        used = self.window(past, start, view.n)
         last = past[used[-1]]
         reward = 0.0
         for power, place in enumerate(used):
             reward += view.gamma**power * past[place]["reward"]
         return {
-            "obs": self._stacked(past, start, past[start]["obs"], view),
+            "obs": self.stacked(past, start, past[start]["obs"], view),
             "action": past[start]["action"],
             "reward": np.float32(reward),
             "terminated": np.bool_(last["terminated"]),
             "truncated": np.bool_(last["truncated"]),
-            "next_obs": self._stacked(past, used[-1], last["next_obs"], view, after=True),
+            "next_obs": self.stacked(past, used[-1], last["next_obs"], view, after=True),
             "discount": np.float32(0.0 if last["terminated"] else view.gamma ** len(used)),
             "ids": np.int64(identity),
             **past[start]["extras"],
@@ -137,15 +137,17 @@ class Model:
     def _ended(transition: Row) -> bool:
         return transition["terminated"] or transition["truncated"]
 
-    def _find(self, identity: int) -> tuple[list[Row], int]:
+    def find(self, identity: int) -> tuple[list[Row], int]:
+        """The history of the lane that holds a live id, and its place there."""
         for past in self.history:
             for place, transition in enumerate(past):
                 if transition["id"] == identity and place >= len(past) - self.depth:
                     return past, place
         raise KeyError(identity)
 
-    def _window(self, past: list[Row], start: int, n: int) -> list[int]:
-        """The places of the steps whose rewards are summed: same episode, at most n."""
+    @staticmethod
+    def window(past: list[Row], start: int, n: int) -> list[int]:
+        """The places of at most n steps from `start` on: those whose rewards are summed, all of one episode."""
         used = [start]
         while len(used) < n:
             following = used[-1] + 1
@@ -154,8 +156,18 @@ class Model:
             used.append(following)
         return used
 
+    def episode(self, identity: int) -> tuple[list[Row], int, bool]:
+        """The episode of a live id: all its steps, evicted ones too; the id's position in it; whether it has ended."""
+        past, place = self.find(identity)
+        first = place
+        while not past[first]["first"]:
+            first -= 1
+        steps = [past[i] for i in self.window(past, first, len(past))]
+        went_on = first + len(steps) < len(past)  # with another episode
+        return steps, place - first, went_on or self._ended(steps[-1])
+
     @staticmethod
-    def _stacked(past: list[Row], place: int, newest: Tree, view: View, *, after: bool = False) -> Tree:
+    def stacked(past: list[Row], place: int, newest: Tree, view: Any, *, after: bool = False) -> Tree:
         """The newest frame and the `stack - 1` frames before it in its episode, oldest first."""
         if view.stack == 1:
             return newest
