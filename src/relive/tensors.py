@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,40 @@ def to_torch(arrays: tuple[Any, ...], device: Any = None) -> tuple[Any, ...]:
     """Tensors that share the arrays' memory on the CPU; copies on any other device."""
     tensors = tuple(map(torch.from_numpy, arrays))
     return tensors if device is None else tuple([tensor.to(device, non_blocking=True) for tensor in tensors])
+
+
+def to_device_pinned(
+    device: Any,
+) -> Callable[[Sequence[Any]], tuple[list[Any], Callable[[], None]]] | None:
+    """How tensors get to a CUDA device beside the computation; None for any other device.
+
+    Returns:
+        A function of tensors in the memory of the CPU. It returns their copies, which are still on their way, and what
+        to call before they are used, in the thread and on the stream where they will be.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    check((), device)
+    if torch.device(device).type != "cuda":
+        return None
+    # One stream for all batches: the allocator keeps memory apart by stream.
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(tensors: Sequence[Any]) -> tuple[list[Any], Callable[[], None]]:
+        with torch.cuda.stream(stream):
+            moved = [tensor.pin_memory().to(stream.device, non_blocking=True) for tensor in tensors]
+            arrived = stream.record_event()
+
+        def wait() -> None:
+            current = torch.cuda.current_stream(stream.device)
+            current.wait_event(arrived)
+            for tensor in moved:
+                tensor.record_stream(current)  # else its memory would be written to again while kernels still read it
+
+        return moved, wait
+
+    return copy
 
 
 def to_numpy(tensors: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,0 +1,33 @@
+"""Batches field by field: one function over every array of them, however deep observations and actions are nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """The tree with `function(leaf, *their leaves)` in place of every leaf; all trees have the nesting of the first."""
+    if isinstance(tree, dict):
+        return {key: map_tree(function, child, *(other[key] for other in others)) for key, child in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple([map_tree(function, *children) for children in zip(tree, *others, strict=True)])
+    return function(tree, *others)
+
+
+def map_fields(function: Callable[..., Any], fields: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a batch with `function` of every array, as in `map_tree`.
+
+    obs and next_obs of sequences are views of all_obs, and stay such: the function sees all_obs alone.
+    """
+    windows = "all_obs" in fields
+    mapped = {
+        name: map_tree(function, tree, *[other[name] for other in others])
+        for name, tree in fields.items()
+        if not (windows and name in ("obs", "next_obs"))
+    }
+    if not windows:
+        return mapped
+    mapped["obs"] = map_tree(lambda leaf: leaf[:, :-1], mapped["all_obs"])
+    mapped["next_obs"] = map_tree(lambda leaf: leaf[:, 1:], mapped["all_obs"])
+    return {name: mapped[name] for name in fields}
