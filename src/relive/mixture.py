@@ -8,8 +8,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, ReplayError, SchemaError
 from relive.fitting import as_array
+from relive.parted import Pool, joined, slices
 from relive.prefetch import Batches, Beta
 from relive.schema import Schema, leaves
 from relive.trees import map_fields
@@ -79,6 +79,7 @@ class Mixture:
         if seed is not None and (not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64):
             raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
         self._seed = secrets.randbits(64) if seed is None else int(seed)
+        self._numbers = np.arange(len(shares))
         self._upto = [0.0, *accumulate(shares)]
         self._upto[-1] = 1.0
         self._philox = np.random.Philox(key=self._seed)
@@ -86,6 +87,7 @@ class Mixture:
         self._drawn = 0  # batches
         self._turn = threading.Lock()
         self._templates: dict[bool, dict[str, Any]] = {}  # a batch of no rows, without weights and with them
+        self._pool = Pool()
         self._devices: set[str] = set()  # that tensors can go to
         self._agreed = False
         self._agree()
@@ -133,9 +135,7 @@ class Mixture:
                     )
             fields = self._draw(size, counts, beta)
             self._drawn += 1
-        for name in ("ids", "goal_ids"):
-            if name in fields:
-                self._rename(fields[name], counts)
+        self._rename(fields, np.repeat(self._numbers, counts))
         return self._finish(fields, output, device)
 
     def get(self, ids: ArrayLike, *, output: Literal["numpy", "torch"] = "numpy", device: Any = None) -> Batch:
@@ -159,13 +159,12 @@ class Mixture:
         some: list[tuple[Any, Mapping[str, Any]]] = []
         for part, (source, _) in enumerate(self._parts):
             if len(rows[part]) or not (some or len(wanted)):  # of no ids, the first part gives the batch of no rows
-                with _named(part):
+                try:
                     some.append((rows[part], vars(source.get(wanted[rows[part]] // len(self._parts)))))
-        fields = _joined(len(wanted), some)
-        fields["ids"] = wanted.copy()
-        if "goal_ids" in fields:
-            goals = fields["goal_ids"]
-            np.add(goals * len(self._parts), wanted % len(self._parts), out=goals, where=goals >= 0)
+                except ReplayError as error:
+                    raise _named(part, error) from error
+        fields = joined(len(wanted), some)
+        self._rename(fields, wanted % len(self._parts))
         return self._finish(fields, output, device)
 
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
@@ -238,28 +237,34 @@ class Mixture:
 
     def _draw(self, n: int, counts: list[int], beta: float | None) -> dict[str, Any]:
         """The fields of a batch; ids are still the parts' own."""
-        template = self._templates.get(beta is not None)
+        weighted = beta is not None
+        template = self._templates.get(weighted)
         if template is not None:
-            fields = map_fields(lambda leaf: np.empty((n, *leaf.shape[1:]), leaf.dtype), template)
-            for part, rows in _slices(counts):
-                own = Batch(map_fields(lambda leaf, rows=rows: leaf[rows], fields))
-                with _named(part):
-                    self._parts[part][0].sample(counts[part], beta=beta, out=own)
-            return fields
-        some: list[tuple[Any, Mapping[str, Any]]] = []
-        for part, rows in _slices(counts):
-            with _named(part):
-                some.append((rows, vars(self._parts[part][0].sample(counts[part], beta=beta))))
-        fields = _joined(n, some)
+            memory = self._pool.take(template, n, weighted)
+            for part, rows in memory.parts(counts):
+                self._sample(part, counts[part], beta, rows)
+            return memory.fields()
+        # What fields there are, only a batch can say.
+        some = [(rows, self._sample(part, counts[part], beta, None)) for part, rows in slices(counts)]
+        fields = joined(n, some)
         if getattr(self._parts[0][0].view, "length", None) != "episode":  # there every batch has its own length
-            self._templates[beta is not None] = map_fields(lambda leaf: leaf[:0].copy(), fields)
+            self._templates[weighted] = map_fields(lambda leaf: leaf[:0].copy(), fields)
         return fields
 
-    def _rename(self, ids: NDArray[np.int64], counts: list[int]) -> None:
-        """Makes the parts' ids the mixture's, in place; -1 is none."""
-        for part, rows in _slices(counts):
-            own = ids[rows]
-            np.copyto(own, own * len(self._parts) + part, where=own >= 0)
+    def _sample(self, part: int, count: int, beta: float | None, out: Batch | None) -> dict[str, Any]:
+        try:
+            return vars(self._parts[part][0].sample(count, beta=beta, out=out))
+        except ReplayError as error:
+            raise _named(part, error) from error
+
+    def _rename(self, fields: dict[str, Any], part_of: NDArray[np.int64]) -> None:
+        """Makes the parts' ids the mixture's, in place."""
+        ids = fields["ids"]
+        ids *= len(self._parts)
+        ids += part_of
+        if "goal_ids" in fields:  # -1 is none, and stays
+            goals = fields["goal_ids"]
+            np.copyto(goals, goals * len(self._parts) + part_of, where=goals >= 0)
 
     def _rows(self, ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Where each part's rows are."""
@@ -319,35 +324,9 @@ def _renew() -> None:
 os.register_at_fork(after_in_child=_renew)
 
 
-@contextmanager
-def _named(part: int) -> Iterator[None]:
-    """An error in here says which part it is of."""
-    try:
-        yield
-    except ReplayError as error:
-        raise type(error)(f"part {part} of the mixture: {error}") from error
-
-
-def _slices(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """The parts that have rows in a batch, and which."""
-    start = 0
-    for part, count in enumerate(counts):
-        if count:
-            yield part, slice(start, start + count)
-        start += count
-
-
-def _joined(n: int, some: list[tuple[Any, Mapping[str, Any]]]) -> dict[str, Any]:
-    """One batch of `n` rows of batches and the rows where each goes; shorter ones are padded with zeros."""
-
-    def join(*arrays: NDArray[Any]) -> NDArray[Any]:
-        sides = zip(*(array.shape[1:] for array in arrays), strict=True)
-        whole = np.zeros((n, *map(max, sides)), arrays[0].dtype)
-        for (rows, _), array in zip(some, arrays, strict=True):
-            whole[(rows, *map(slice, array.shape[1:]))] = array
-        return whole
-
-    return map_fields(join, *(fields for _, fields in some))
+def _named(part: int, error: ReplayError) -> ReplayError:
+    """The error, saying which part it is of."""
+    return type(error)(f"part {part} of the mixture: {error}")
 
 
 def _fields(schema: Schema) -> dict[str, str]:

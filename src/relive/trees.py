@@ -21,11 +21,14 @@ def map_fields(function: Callable[..., Any], fields: Mapping[str, Any], *others:
     obs and next_obs of sequences are views of all_obs, and stay such: the function sees all_obs alone.
     """
     windows = "all_obs" in fields
-    mapped = {
-        name: map_tree(function, tree, *[other[name] for other in others])
-        for name, tree in fields.items()
-        if not (windows and name in ("obs", "next_obs"))
-    }
+    mapped = {}
+    for name, tree in fields.items():
+        if windows and name in ("obs", "next_obs"):
+            continue
+        if others or isinstance(tree, dict | tuple):
+            mapped[name] = map_tree(function, tree, *[other[name] for other in others])
+        else:
+            mapped[name] = function(tree)
     if not windows:
         return mapped
     mapped["obs"] = map_tree(lambda leaf: leaf[:, :-1], mapped["all_obs"])
