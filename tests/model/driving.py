@@ -24,17 +24,20 @@ class Step:
     end: str
 
 
-STEPS = st.builds(
-    Step,
-    link=st.sampled_from(["continue"] * 6 + ["fresh", "almost"]),
-    start=st.integers(0, 9),
-    after=st.integers(0, 9),
-    action=st.integers(0, 5),
-    reward=st.integers(-8, 8),
-    end=st.sampled_from([""] * 6 + ["terminated", "truncated", "both"]),
-)
-"""Of short episodes."""
+def steps(continued: int) -> st.SearchStrategy[Step]:
+    """Steps that are `continued` times more likely to go on than to break off in each possible way."""
+    return st.builds(
+        Step,
+        link=st.sampled_from(["continue"] * continued + ["fresh", "almost"]),
+        start=st.integers(0, 9),
+        after=st.integers(0, 9),
+        action=st.integers(0, 5),
+        reward=st.integers(-8, 8),
+        end=st.sampled_from([""] * continued + ["terminated", "truncated", "both"]),
+    )
 
+
+STEPS = steps(6)
 LANES = st.integers(0, 2)
 MASKS = st.lists(st.booleans(), min_size=3, max_size=3)
 
@@ -62,16 +65,16 @@ def newest(model: Model, lane: int) -> Any | None:
     return past[-1]["next_obs"] if past else None
 
 
-def each_lane(kind: Kind, model: Model, steps: list[Step]) -> tuple[list[Row], Row]:
+def each_lane(kind: Kind, model: Model, coming: list[Step]) -> tuple[list[Row], Row]:
     """One transition a lane, apart and with a leading axis."""
-    rows = [transition(kind, step, newest(model, lane)) for lane, step in enumerate(steps[: model.lanes])]
+    rows = [transition(kind, step, newest(model, lane)) for lane, step in enumerate(coming[: model.lanes])]
     return rows, batched(rows)
 
 
-def block(kind: Kind, model: Model, steps: list[Step], lane: int) -> list[Row]:
+def block(kind: Kind, model: Model, coming: list[Step], lane: int) -> list[Row]:
     """Transitions of one lane, each of which may continue the one before."""
     rows: list[Row] = []
-    for step in steps:
+    for step in coming:
         rows.append(transition(kind, step, rows[-1]["next_obs"] if rows else newest(model, lane)))
     return rows
 

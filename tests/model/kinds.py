@@ -91,3 +91,14 @@ KINDS = {
         Kind("stacked_column", Field("float32", (12, 12)), DISCRETE, {"tag": Field("int32")}, stacked=4),
     )
 }
+
+GOAL = Kind(
+    "goal",
+    {
+        "achieved_goal": Field("float32", (2,)),
+        "desired_goal": Field("float32", (2,)),
+        "observation": Field("uint8", (3,)),
+    },
+    DISCRETE,
+    {"tag": Field("int32")},
+)

@@ -106,25 +106,23 @@ class Reading:
         return sum(self.left(identity) for identity in self.anchors) >= n
 
     def update(self, identities: Sequence[int], errors: Any) -> int:
-        """update_priorities: how many were live."""
-        assert self.priorities
-        live = self.model.ids
+        """update_priorities: how many were live anchors, retired ones too."""
         for identity, error in zip(identities, errors, strict=True):
-            if identity not in self.uses:
-                continue
-            if np.ndim(error):
-                error = self.priorities.of_sequence(error, loss_mask(self.model, identity, self.view))
-            self.priorities.give(identity, error)
-        return sum(identity in live for identity in identities)
+            if self.priorities and identity in self.uses:
+                if np.ndim(error):
+                    error = self.priorities.of_sequence(error, loss_mask(self.model, identity, self.view))
+                self.priorities.give(identity, error)
+        return sum(identity in self.uses for identity in identities)
 
     def drawn(self, identities: Sequence[int]) -> None:
         """A batch of these rows was given out: check that it could be, and count the uses."""
         can = self.anchors
         assert set(identities) <= set(can), f"{set(identities) - set(can)} cannot be drawn"
-        first = identities[: self.newest]
-        assert sorted(first) == can[len(can) - len(first) :], f"newest {self.newest} of {can}: got {first}"
+        newest = can[::-1][: self.newest]  # all there are, where they are fewer
+        first = identities[: len(newest)]
+        assert first == newest, f"newest {self.newest} of {can}: got {first}"
         for place, identity in enumerate(identities):
-            if self.epochs and place >= self.newest:
+            if self.epochs and place >= len(newest):
                 self.epochs.draw(identity, self.anchors, self.model.ids)
             assert self.left(identity) > 0, f"{identity} in more than {self.max_uses} rows"
             self.uses[identity] += 1
