@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -21,7 +20,7 @@ class RankHeap {
   static uint64_t bytes(uint64_t rows) { return RankHeap(nullptr, rows, 0).bytes_; }
 
   // `memory` is aligned to cache lines; zeroed memory is an empty heap. rows < 2^32 - 1; alpha never changes.
-  RankHeap(char* memory, uint64_t rows, double alpha) : alpha_(alpha), rows_(rows) {
+  RankHeap(char* memory, uint64_t rows, double alpha) : alpha_(alpha) {
     if (rows >= kMaxRows) throw std::length_error("a rank heap has less than 2^32 - 1 rows");
     const auto region = [&](uint64_t bytes) {
       char* start = memory ? memory + bytes_ : nullptr;
@@ -52,7 +51,7 @@ class RankHeap {
         __builtin_prefetch(keys_ + rows[i + kAhead]);
       }
       if (keys[i] >= 0)
-        put(static_cast<uint32_t>(rows[i]), keys[i] + 0.0);  // + 0.0: no negative zero, whose bits sort elsewhere
+        put(static_cast<uint32_t>(rows[i]), keys[i]);
       else if (places_[rows[i]])
         remove(static_cast<uint32_t>(rows[i]));
       else
@@ -153,7 +152,6 @@ class RankHeap {
   }
 
   double alpha_;
-  uint64_t rows_;
   uint64_t bytes_ = 0;
   Header* header_;
   uint32_t* entries_;   // row of each place

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "platform.hpp"
 
@@ -121,66 +122,73 @@ class SumTree {
     return x;
   }
 
-  void recompute(uint32_t level, uint64_t value) {
+  // Recomputes a value from its children; `deep`: also their minimum. Returns whether that changed.
+  RELIVE_INLINE bool recompute(uint32_t level, uint64_t value, bool deep) {
     sums_[level][value] = sum(sums_[level - 1] + value * kChildren);
-    if (minima_[0]) minima_[level][value] = least(minima_[level - 1] + value * kChildren);
+    if (!deep) return false;
+    const double found = least(minima_[level - 1] + value * kChildren);
+    return std::exchange(minima_[level][value], found) != found;
   }
 
   void recompute_from(uint32_t level) {
     for (; level <= top_; ++level)
-      for (uint64_t value = 0; value < sizes_[level]; ++value) recompute(level, value);
-  }
-
-  RELIVE_INLINE void prefetch_value(uint32_t level, uint64_t value) const {
-    __builtin_prefetch(sums_[level] + value, 1);
-    if (minima_[0]) __builtin_prefetch(minima_[level] + value, 1);
+      for (uint64_t value = 0; value < sizes_[level]; ++value) recompute(level, value, minima_[0] != nullptr);
   }
 
   void set_some(const uint64_t* leaves, const double* masses, uint64_t count) {
-    std::array<uint64_t, kSetTogether> changed;  // values of the level above, to be recomputed
-    uint64_t changes = 0;
-    const auto change = [&](uint32_t level, uint64_t value) {
-      if (changes > 0 && changed[changes - 1] == value) return;
-      changed[changes++] = value;
-      if (level <= top_) prefetch_value(level, value);
+    // Values of the next level to be recomputed, times two; plus one where the minimum is to be, too: few changes of
+    // masses change a minimum, and fewer the one above.
+    std::array<uint64_t, kSetTogether> changes;
+    uint64_t changed = 0;
+    const auto change = [&](uint32_t level, uint64_t value, uint64_t deep) {
+      if (changed > 0 && changes[changed - 1] / 2 == value) {
+        changes[changed - 1] |= deep;
+        return;
+      }
+      changes[changed++] = 2 * value + deep;
+      if (level > top_) return;
+      __builtin_prefetch(sums_[level] + value, 1);
+      if (deep) __builtin_prefetch(minima_[level] + value, 1);
     };
+    const uint64_t with_minima = minima_[0] != nullptr;
+    uint64_t last = UINT64_MAX;
     for (uint64_t i = 0; i < count; ++i) {
       if (i + kAhead < count) __builtin_prefetch(sums_[0] + leaves[i + kAhead], 1);
       sums_[0][leaves[i]] = masses[i] > 0 ? masses[i] : 0.0;
-      change(1, leaves[i] / kChildren);
+      if (leaves[i] / kChildren == last) continue;
+      last = leaves[i] / kChildren;
+      change(1, last, with_minima);
     }
     for (uint32_t level = 1; level <= top_; ++level) {
-      if (sizes_[level] <= changes) return recompute_from(level);  // near the root all of them is less work
-      const uint64_t listed = changes;
-      changes = 0;
+      if (sizes_[level] <= changed) return recompute_from(level);  // near the root all of them is less work
+      const uint64_t listed = std::exchange(changed, 0);
       for (uint64_t i = 0; i < listed; ++i) {
-        const uint64_t value = changed[i];
-        recompute(level, value);
-        change(level + 1, value / kChildren);
+        const uint64_t value = changes[i] / 2;
+        change(level + 1, value / kChildren, recompute(level, value, changes[i] % 2));
       }
     }
   }
 
-  void find_some(double* targets, uint64_t count, uint64_t* leaves) const {
-    std::fill_n(leaves, count, 0);
-    for (uint32_t level = top_ + 1; level-- > 0;) {
-      const double* values = sums_[level];
-      const double* next = sums_[level > 0 ? level - 1 : 0];
-      for (uint64_t i = 0; i < count; i += 2) {
-        const uint64_t j = std::min(i + 1, count - 1);
-        descend(values, targets[i], targets[j], leaves[i], leaves[j]);
-        if (level == 0) continue;
-        __builtin_prefetch(next + leaves[i] * kChildren);
-        __builtin_prefetch(next + leaves[j] * kChildren);
+  void find_some(const double* targets, uint64_t count, uint64_t* leaves) const {
+    std::array<Pair, kFindTogether / 2> rests;
+    std::array<uint64_t, kFindTogether> nodes{};
+    const uint64_t pairs = (count + 1) / 2;
+    rests[pairs - 1] = Pair{};
+    std::memcpy(&rests, targets, count * sizeof(double));
+    for (uint32_t level = top_; level > 0; --level)
+      for (uint64_t i = 0; i < pairs; ++i) {
+        descend(sums_[level], rests[i], &nodes[2 * i]);
+        __builtin_prefetch(sums_[level - 1] + nodes[2 * i] * kChildren);
+        __builtin_prefetch(sums_[level - 1] + nodes[2 * i + 1] * kChildren);
       }
-    }
+    for (uint64_t i = 0; i < pairs; ++i) descend(sums_[0], rests[i], &nodes[2 * i]);
+    std::copy_n(nodes.data(), count, leaves);
   }
 
-  // One level of two descents (which may be the same one): from nodes to the values that hold their targets, and on to
-  // what remains of the targets there. A target is kept below the sum of its node, which rounding may have undone.
-  RELIVE_INLINE static void descend(const double* values, double& target_a, double& target_b, uint64_t& node_a,
-                                    uint64_t& node_b) {
-    const uint64_t first_a = node_a * kChildren, first_b = node_b * kChildren;
+  // One level of two descents: from nodes to the values that hold the targets, and on to what is left of the targets
+  // there. A target is kept below the sum of its node, which the rounding above may have undone.
+  RELIVE_INLINE static void descend(const double* values, Pair& rest, uint64_t* nodes) {
+    const uint64_t first_a = nodes[0] * kChildren, first_b = nodes[1] * kChildren;
     const double *a = values + first_a, *b = values + first_b;
     const auto both = [&](uint64_t i) { return Pair{a[i], b[i]}; };
     Pair prefixes[kChildren];  // sums of the first i children
@@ -195,13 +203,12 @@ class SumTree {
     const Pair sums = prefixes[6] + (both(6) + both(7));
     // Where the sum is zero this is no number, and all comparisons with it are false: child 0, which exists.
     const Pair last = reinterpret_cast<Pair>(reinterpret_cast<PairBits>(sums) - 1);
-    const Pair target{target_a < last[0] ? target_a : last[0], target_b < last[1] ? target_b : last[1]};
+    const Pair target = rest < last ? rest : last;
     PairBits child{};
     for (uint64_t i = 1; i < kChildren; ++i) child -= prefixes[i] <= target;
-    target_a = target[0] - prefixes[child[0]][0];
-    target_b = target[1] - prefixes[child[1]][1];
-    node_a = first_a + static_cast<uint64_t>(child[0]);
-    node_b = first_b + static_cast<uint64_t>(child[1]);
+    rest = Pair{target[0] - prefixes[child[0]][0], target[1] - prefixes[child[1]][1]};
+    nodes[0] = first_a + static_cast<uint64_t>(child[0]);
+    nodes[1] = first_b + static_cast<uint64_t>(child[1]);
   }
 
   uint64_t leaves_;
