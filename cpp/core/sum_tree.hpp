@@ -73,9 +73,9 @@ class SumTree {
   }
 
   // The leaf of each target: leaf i covers [before(i), before(i) + mass(i)). Targets lie in [0, total()); a larger one
-  // counts as the largest below the total. Never a leaf without mass, unless all are (then leaf 0). The targets are
-  // overwritten. Fastest if they ascend.
-  void find(double* targets, uint64_t count, uint64_t* leaves) const {
+  // counts as the largest below the total. Never a leaf without mass, unless all are (then leaf 0). Fastest if they
+  // ascend.
+  void find(const double* targets, uint64_t count, uint64_t* leaves) const {
     for (uint64_t done = 0; done < count; done += kFindTogether)
       find_some(targets + done, std::min(kFindTogether, count - done), leaves + done);
   }

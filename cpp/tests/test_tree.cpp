@@ -106,8 +106,7 @@ void exact(uint64_t leaves, bool minima, uint64_t seed) {
     }
     CHECK(tree.before(leaves) == sum && tree.total() == sum);
     std::vector<uint64_t> found(targets.size());
-    std::vector<double> clobbered = targets;
-    tree.find(clobbered.data(), targets.size(), found.data());
+    tree.find(targets.data(), targets.size(), found.data());
     CHECK(found == expected);
     for (uint64_t i = targets.size(); i > 1; --i) {  // in any order, too
       const uint64_t other = random() % i;
