@@ -129,10 +129,16 @@ class Batches(Iterator[Batch]):
         return f"Batches(prefetch={self._prefetch}{', closed' if self._closed.is_set() else ''})"
 
     def _start(self) -> _Worker:
-        self._worker = _Worker(self._draw, self._prefetch)
-        self._forgotten = weakref.finalize(self, self._worker.stop)
+        self._worker = worker = _Worker(self._draw, self._prefetch)
+        self._forgotten = weakref.finalize(self, worker.stop)
         self._forgotten.atexit = False
-        return self._worker
+        try:
+            worker.thread.start()  # only now: a draw may close the iterator
+        except RuntimeError:  # no more threads
+            self._drop()
+            raise
+        _running.add(worker)
+        return worker
 
     def _drop(self) -> None:
         self._forgotten.detach()
@@ -153,8 +159,6 @@ class _Worker:
         for _ in range(ahead):
             self.room.put(None)
         self.thread = threading.Thread(target=self._run, name="relive-prefetch", daemon=True)
-        self.thread.start()
-        _running.add(self)
 
     def stop(self) -> None:
         """Lets the thread end, without waiting for it."""
