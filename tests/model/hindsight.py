@@ -24,19 +24,20 @@ def goal_steps(model: Model, identity: int, strategy: str) -> list[int]:
 def relabelled(model: Model, identity: int, view: View, goal: int, reward_fn: Callable[..., Any]) -> Row:
     """The row of a transition that is told it wanted what was achieved after step `goal`.
 
-    `reward_fn` is asked step by step; the n-step window ends at the first termination it knows of.
+    `reward_fn` is asked step by step; rewards are summed up to the first termination it knows of. What follows the
+    recorded window stays next_obs: after a termination nothing is bootstrapped from it.
     """
     past, start = model.find(identity)
     told, place = model.find(goal)
     desired = told[place]["next_obs"]["achieved_goal"]
-    reward, used = 0.0, []
-    for power, place in enumerate(model.window(past, start, view.n)):
+    reward = 0.0
+    window = model.window(past, start, view.n)
+    for power, place in enumerate(window):
         step_reward, terminated = ask(reward_fn, past[place], desired)
         reward += view.gamma**power * step_reward
-        used.append(place)
         if terminated:
             break
-    row = model.row(identity, View(len(used), view.gamma, view.stack, view.padding))
+    row = model.row(identity, view)
     frames = (view.stack,) if view.stack > 1 else ()
     wanted = np.broadcast_to(desired, (*frames, *desired.shape))
     return {
@@ -45,7 +46,7 @@ def relabelled(model: Model, identity: int, view: View, goal: int, reward_fn: Ca
         "next_obs": {**row["next_obs"], "desired_goal": wanted},
         "reward": np.float32(reward),
         "terminated": np.bool_(terminated),
-        "discount": np.float32(0.0 if terminated else view.gamma ** len(used)),
+        "discount": np.float32(0.0 if terminated else view.gamma ** len(window)),
         "goal_ids": np.int64(goal),
     }
 

@@ -65,14 +65,14 @@ def test_a_relabelled_row():
     assert relabelled(model, ids[1], View(), ids[1], reached)["terminated"]
 
 
-def test_a_window_ends_at_the_goal():
+def test_rewards_are_summed_up_to_the_goal():
     model = Model(8)
     ids = walk(model, [0, 1, 2, 3, 4], truncated=True)
     row = relabelled(model, ids[0], View(n=4), ids[2], reached)
     assert row["reward"] == -2 - 1 / 2
-    assert row["next_obs"]["achieved_goal"] == 3
+    assert row["next_obs"]["achieved_goal"] == 4
     assert row["terminated"]
-    assert not row["truncated"]
+    assert row["truncated"]
     assert row["discount"] == 0
 
 
