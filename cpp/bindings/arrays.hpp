@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+namespace nb = nanobind;
+
 namespace relive {
 
 constexpr int64_t kSingle = -1;  // a value of one transition, without a leading axis
@@ -191,6 +193,19 @@ class ArrayPool {
 
   npy_intp count() const { return count_; }
 
+  // One array of each type, all or all but the last.
+  nb::object tuple(bool with_last) {
+    const size_t size = types_.size() - !with_last;
+    nb::object arrays = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(size)));
+    if (!arrays.is_valid()) throw nb::python_error();
+    for (size_t i = 0; i < size; ++i) {
+      const Reference array = take(i);
+      PyTuple_SET_ITEM(arrays.ptr(), i, Py_NewRef(array.get()));
+    }
+    return arrays;
+  }
+
+ private:
   Reference take(size_t index) {
     std::deque<Reference>& kept = kept_[index];
     for (const Reference& array : kept)
@@ -205,7 +220,6 @@ class ArrayPool {
     return made;
   }
 
- private:
   static constexpr size_t kKept = 3;              // a batch in use, one prefetched, one being made
   static constexpr npy_intp kLargest = 64 << 20;  // larger arrays are not kept: their memory would be missed elsewhere
 

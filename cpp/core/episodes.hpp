@@ -78,6 +78,15 @@ class Arena {
             lane_base, head_row};
   }
 
+  // The transition in a row, which must hold a live one.
+  Anchor anchor_at(uint64_t row) const {
+    const uint64_t lane = layout_->spec.lanes == 1 ? 0 : row / rows_;
+    const LaneHeader& state = this->lane(lane);
+    const uint64_t lane_base = lane * rows_, head_row = lane_base + state.head_row;
+    const uint64_t back = head_row > row ? head_row - row : head_row + rows_ - row;
+    return {static_cast<int64_t>((state.head - back) * layout_->spec.lanes + lane), row, lane_base, head_row};
+  }
+
   // The transition with this id, or nothing if it is not live.
   std::optional<Anchor> find(int64_t id) const {
     if (id < 0) return std::nullopt;
@@ -103,6 +112,33 @@ inline uint32_t position(const Words& words) {
 // True if nothing of the episode follows this transition in the buffer: it ended here, or the lane ends here.
 inline bool is_last(const Words& words, uint64_t next_row, uint64_t head_row) {
   return words.final != 0 || next_row == head_row;
+}
+
+// Live transitions of the anchor's lane from the anchor on, itself included.
+inline uint64_t num_ahead(const Arena& arena, const Anchor& anchor) {
+  const uint64_t rows = arena.layout().rows;
+  return anchor.head_row > anchor.row ? anchor.head_row - anchor.row : anchor.head_row + rows - anchor.row;
+}
+
+// True if the transition `steps` after the anchor is live and of the same episode. Positions that far apart differ by
+// that much in the same episode only, for a later one counts from 0 again.
+inline bool reaches(const Arena& arena, const Anchor& anchor, uint64_t steps) {
+  const uint64_t ahead = num_ahead(arena, anchor);
+  if (steps >= ahead) return false;
+  const uint64_t row = arena.before(anchor.head_row, anchor.lane_base, ahead - steps);
+  const uint64_t expected = std::min<uint64_t>(position(arena.words(anchor.row)) + steps, kMaxPosition);
+  return position(arena.words(row)) == expected;
+}
+
+// Steps of the anchor's episode that follow it in the buffer. O(log of them).
+inline uint64_t steps_after(const Arena& arena, const Anchor& anchor) {
+  uint64_t inside = 0, outside = 1;
+  for (; reaches(arena, anchor, outside); outside *= 2) inside = outside;
+  while (outside - inside > 1) {
+    const uint64_t middle = inside + (outside - inside) / 2;
+    (reaches(arena, anchor, middle) ? inside : outside) = middle;
+  }
+  return inside;
 }
 
 // Writes the ids of all live transitions, ascending; `ids` has room for header.live of them.

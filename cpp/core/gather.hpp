@@ -48,6 +48,33 @@ inline void copy_values(char* to, uint64_t stride, const char* const* from, uint
   }
 }
 
+template <uint64_t kBytes>
+void copy_rows_fixed(char* to, const char* from, uint64_t stride, uint64_t count) {
+  for (uint64_t i = 0; i < count; ++i) std::memcpy(to + i * kBytes, from + i * stride, kBytes);
+}
+
+// Copies `count` values that lie `stride` bytes apart into a dense array.
+inline void copy_rows(char* to, const char* from, uint64_t stride, uint64_t count, uint64_t bytes) {
+  if (stride == bytes) {
+    std::memcpy(to, from, count * bytes);
+    return;
+  }
+  switch (bytes) {
+    case 1:
+      return copy_rows_fixed<1>(to, from, stride, count);
+    case 4:
+      return copy_rows_fixed<4>(to, from, stride, count);
+    case 8:
+      return copy_rows_fixed<8>(to, from, stride, count);
+    case 16:
+      return copy_rows_fixed<16>(to, from, stride, count);
+    case 24:
+      return copy_rows_fixed<24>(to, from, stride, count);
+    default:
+      for (uint64_t i = 0; i < count; ++i) copy_value(to + i * bytes, from + i * stride, bytes);
+  }
+}
+
 // Like `copy_value`; a null source stands for zeros.
 inline void copy_or_zero(char* to, const char* from, uint64_t bytes) {
   if (from)

@@ -62,9 +62,7 @@ struct Header {
   uint32_t format, header_bytes;
   uint64_t arena_bytes, lanes, lane_capacity, rows, record_bytes;
   uint32_t stacked, history;
-  uint64_t seed;   // of the buffer's own generator
-  uint64_t draws;  // batches drawn so far
-  uint64_t live;   // live transitions of all lanes
+  uint64_t live;  // live transitions of all lanes
   alignas(kCacheLine) SharedMutex mutex;
 };
 static_assert(sizeof(Header) <= kPage);

@@ -25,10 +25,6 @@ RELIVE_INLINE void prefetch(const void* address, uint64_t bytes) {
   __builtin_prefetch(line + (bytes ? bytes - 1 : 0));
 }
 
-inline bool is_main_thread() {
-  return syscall(SYS_gettid) == getpid();
-}
-
 // Never returns: for a thread whose process is about to end without it.
 [[noreturn]] inline void wait_for_the_end() {
   for (;;) pause();

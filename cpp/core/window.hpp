@@ -19,6 +19,11 @@ struct BatchArrays {
   uint8_t* terminated;
   uint8_t* truncated;
   int64_t* ids;
+  uint8_t* mask;       // sequences: real steps, and
+  uint8_t* loss_mask;  // those to learn from
+  int64_t* goal_ids;   // relabelled goals: the transition after which it was achieved, or -1
+  char* achieved;      // [n] goals achieved after the steps of each window
+  int32_t* steps;      // of each window
 };
 
 // n-step transitions (Sutton 1988; Hessel et al. 2018, section 3): the window of an anchor runs for up to n steps and

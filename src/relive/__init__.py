@@ -14,14 +14,20 @@ from relive.errors import (
     SchemaError,
     StaleIdError,
 )
-from relive.samplers import Uniform
+from relive.samplers import Prioritized, Shuffled, Uniform
+from relive.mixture import Mixture
 from relive.schema import Field, Schema
 from relive.storage import Memory, Plan, plan
-from relive.views import Transitions
+from relive.views import Hindsight, Sequences, Transitions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Shuffled",
+    "Sequences",
+    "Prioritized",
+    "Mixture",
+    "Hindsight",
     "Batch",
     "ConfigError",
     "Field",

@@ -26,8 +26,11 @@ class Appender:
         self._schema = schema
         self._lanes = lanes
 
-    def one(self, lane: int, values: list[Any]) -> int:
-        """Appends one transition; `values` as `collect` gives them."""
+    def one(self, lane: int, values: list[Any], priority: NDArray[np.float64] | None) -> int:
+        """Appends one transition; `values` as `collect` gives them, `priority` float64 [1] or None."""
+        if priority is not None:
+            leading = [value[None] for value in conform_all(self._schema, values)]
+            return int(self._many(lane, 1, leading, None, priority)[0])
         new_id = self._core.append_one(lane, *values)
         if new_id is None:
             new_id = self._core.append_one(lane, *conform_all(self._schema, values))
@@ -35,19 +38,30 @@ class Appender:
             raise AssertionError("the core refused values that fit the schema")  # a bug of ours, never a silent loss
         return new_id
 
-    def step(self, values: list[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def step(
+        self, values: list[Any], mask: NDArray[np.bool_] | None, priority: NDArray[np.float64] | None
+    ) -> NDArray[np.int64]:
         """Appends one transition to every lane (or those of the mask); returns ids [lanes], -1 for those left out."""
-        return self._many(-1, self._lanes, values, mask)
+        return self._many(-1, self._lanes, values, mask, priority)
 
-    def block(self, lane: int, count: int, values: list[Any]) -> NDArray[np.int64]:
+    def block(
+        self, lane: int, count: int, values: list[Any], priority: NDArray[np.float64] | None
+    ) -> NDArray[np.int64]:
         """Appends `count` transitions to one lane, in order of time; returns their ids."""
-        return self._many(lane, count, values, None)
+        return self._many(lane, count, values, None, priority)
 
-    def _many(self, lane: int, count: int, values: list[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def _many(
+        self,
+        lane: int,
+        count: int,
+        values: list[Any],
+        mask: NDArray[np.bool_] | None,
+        priority: NDArray[np.float64] | None,
+    ) -> NDArray[np.int64]:
         ids = np.empty(count, np.int64)
-        if not self._core.append_many(lane, mask, ids, *values):
+        if not self._core.append_many(lane, mask, priority, ids, *values):
             fitted = conform_all(self._schema, values, count, mask)
-            if not self._core.append_many(lane, mask, ids, *fitted):
+            if not self._core.append_many(lane, mask, priority, ids, *fitted):
                 raise AssertionError("the core refused values that fit the schema")
         return ids
 

@@ -12,14 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from relive._core import Core
 from relive.append import Appender, collect, conform_all
 from relive.batch import Batch
+from relive.engine import check_axes, keeps_priorities
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
 from relive.forking import watch
-from relive.reading import Output, Reading
-from relive.samplers import Uniform
+from relive.prefetch import Batches, Beta
+from relive.reading import Output, Reader
+from relive.samplers import BuiltIn, Sampler
 from relive.schema import Field, Schema, flatten, leaves
 from relive.storage import Memory, core_field, core_fields, divide, format_bytes, history, measure
-from relive.views import Transitions
+from relive.views import Hindsight, Sequences, View
 from relive.writers import Writer
 
 
@@ -36,8 +38,8 @@ class ReplayBuffer:
         capacity: in transitions, exact; a multiple of lanes.
         schema: what a transition is; None takes it from the first push.
         lanes: environments that are written side by side; None takes it from the schema (else 1).
-        sampler: which ids are drawn.
-        view: what an id becomes in a batch.
+        sampler: which ids are drawn; `Uniform` by default.
+        view: what an id becomes in a batch; `Transitions` by default.
         storage: where the bytes live.
         seed: of the buffer's own generator, in [0, 2^64); None draws one from the system. Batch number k is a pure
             function of (seed, k, contents); no global generator is read or touched.
@@ -55,26 +57,19 @@ class ReplayBuffer:
         schema: Schema | None = None,
         *,
         lanes: int | None = None,
-        sampler: Uniform | None = None,
-        view: Transitions | None = None,
+        sampler: BuiltIn | Sampler | None = None,
+        view: View | Hindsight | None = None,
         storage: Memory | None = None,
         seed: int | None = None,
     ) -> None:
-        self._sampler = Uniform() if sampler is None else sampler
-        self._view = Transitions() if view is None else view
+        self._view, self._sampler = check_axes(view, sampler)
         self._storage = Memory() if storage is None else storage
-        for name, value, kind in (
-            ("schema", schema, Schema | None),
-            ("sampler", self._sampler, Uniform),
-            ("view", self._view, Transitions),
-            ("storage", self._storage, Memory),
-        ):
+        for name, value, kind in (("schema", schema, Schema | None), ("storage", self._storage, Memory)):
             if not isinstance(value, kind):
                 raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
-        if seed is not None and (not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64):
-            raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
+        self._seed = _check_seed(secrets.randbits(64) if seed is None else seed)
         self._capacity, self._lanes = divide(capacity, lanes, schema)
-        self._seed = secrets.randbits(64) if seed is None else int(seed)
+        self._num_readers = 0  # made by `reader`
         self._schema: Schema | None = None
         self._building = threading.Lock()
         self._flat = False  # observation and action are single arrays
@@ -83,14 +78,12 @@ class ReplayBuffer:
 
     def _build(self, schema: Schema) -> None:
         """Lays out the memory, once the schema is known."""
-        if schema.stacked > 1 and self._view.stack > 1:
-            raise ConfigError(
-                f"view: expected stack=1 for observations that arrive as stacks of {schema.stacked}, "
-                f"got stack={self._view.stack}. They are returned as they came."
-            )
-        sizes = measure(schema, self._capacity, self._lanes, self._view)
+        sizes = measure(schema, self._capacity, self._lanes, self._view, self._sampler)
+        selector_at = sizes.max_bytes - sizes.sampler_bytes
+        busy = (0, sizes.full_bytes - sizes.sampler_bytes), (selector_at, sizes.max_bytes)
+        memory = self._storage.allocate(sizes.max_bytes, busy)
         self._core = Core(
-            self._storage.allocate(sizes.max_bytes, sizes.full_bytes),
+            memory,
             core_fields(schema.obs, "obs"),
             core_fields(schema.action, "action"),
             [core_field(extra) for extra in schema.extras.values()],
@@ -98,11 +91,12 @@ class ReplayBuffer:
             self._capacity // self._lanes,
             schema.stacked,
             history(schema, self._view),
-            self._seed,
+        )
+        self._reading = Reader(
+            self._core, schema, self._view, self._sampler, (memory, selector_at), self._seed, primary=True
         )
         watch(self._core)
         self._appender = Appender(self._core, schema, self._lanes)
-        self._reading = Reading(self._core, schema, self._view)
         self._extras, self._num_extras = tuple(schema.extras), len(schema.extras)
         self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
@@ -118,7 +112,7 @@ class ReplayBuffer:
         truncated: Any = False,
         lane: int | None = None,
         mask: ArrayLike | None = None,
-        priority: float | None = None,
+        priority: ArrayLike | None = None,
         **extras: Any,
     ) -> Any:
         """Stores one transition, or one step of every lane.
@@ -135,7 +129,8 @@ class ReplayBuffer:
             truncated: True if the episode was cut for another reason (a time limit): targets bootstrap from next_obs.
             lane: which lane.
             mask: bool [lanes], False for lanes to leave out of a step.
-            priority: initial priority, for samplers that keep priorities.
+            priority: |delta| to begin with, finite and at least 0, for samplers that keep priorities; for a step one, or
+                one for each lane. None gives the largest priority so far.
             **extras: the extra fields of the schema, all of them.
 
         Returns:
@@ -143,7 +138,7 @@ class ReplayBuffer:
 
         Raises:
             SchemaError: a value does not fit the schema: name, shape, dtype, bounds.
-            ConfigError: a priority, and a sampler that keeps none.
+            ConfigError: a priority, and a sampler that keeps none (or sequences, whose priority is not that of a step).
 
         Cost: O(bytes of the transition), one native call.
         """
@@ -156,19 +151,18 @@ class ReplayBuffer:
                     return new_id
             else:
                 ids = np.empty(self._lanes, np.int64)
-                if self._core.append_many(-1, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail):
+                if self._core.append_many(-1, None, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail):
                     return ids
-        if priority is not None:
-            self._refuse_priority(priority)
         is_step = lane is None and (self._lanes > 1 or self._has_lead(obs))
         count = self._lanes if is_step else None
+        raw = None if priority is None else self._check_priority(priority, count or 1, many=is_step)
         if is_step and truncated is False:
             truncated = np.zeros(self._lanes, np.bool_)
         chosen = self._check_mask(mask, is_step)
         lane = 0 if is_step else self._check_lane(lane)
         given = (obs, action, reward, terminated, truncated, next_obs, extras)
         values = collect(self._schema or self._adopt(given, count, chosen), *given)
-        return self._appender.step(values, chosen) if is_step else self._appender.one(lane, values)
+        return self._appender.step(values, chosen, raw) if is_step else self._appender.one(lane, values, raw)
 
     def extend(
         self,
@@ -180,7 +174,7 @@ class ReplayBuffer:
         *,
         truncated: Any = None,
         lane: int | None = None,
-        priority: float | None = None,
+        priority: ArrayLike | None = None,
         **extras: Any,
     ) -> NDArray[np.int64]:
         """Stores a block of transitions of one lane, in order of time.
@@ -193,7 +187,7 @@ class ReplayBuffer:
             next_obs: see `push`.
             truncated: bool [T]; None for no truncation.
             lane: which lane, where there are several.
-            priority: see `push`.
+            priority: see `push`; one, or one for each transition [T].
             **extras: the extra fields of the schema, all of them.
 
         Returns:
@@ -204,23 +198,32 @@ class ReplayBuffer:
 
         Cost: O(bytes of the block), one native call.
         """
-        if priority is not None:
-            self._refuse_priority(priority)
         shape = as_array(reward, "reward", "float32 (T,)").shape
         if len(shape) != 1:
             raise SchemaError(f"reward: expected float32 (T,), a block of T transitions, got shape {shape}. Use push.")
         count = shape[0]
         flags = np.zeros(count, np.bool_) if truncated is None else truncated
         lane = self._check_lane(lane)
+        raw = None if priority is None else self._check_priority(priority, count, many=True)
         given = (obs, action, reward, terminated, flags, next_obs, extras)
         values = collect(self._schema or self._adopt(given, count, None), *given)
-        return self._appender.block(lane, count, values)
+        return self._appender.block(lane, count, values, raw)
 
-    def sample(self, n: int, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
-        """Draws a minibatch of `n` transitions, as the sampler and the view say.
+    def sample(
+        self,
+        n: int,
+        *,
+        beta: float | None = None,
+        output: Output = "numpy",
+        device: Any = None,
+        out: Batch | None = None,
+    ) -> Batch:
+        """Draws a minibatch of `n`, as the sampler and the view say.
 
         Args:
             n: batch size B.
+            beta: how far importance weights correct for the sampler's probabilities, >= 0; 1 fully. The batch
+                has `weight` f32 [B] = (N P(i))^-beta / max; ones where P is uniform. None: no weights.
             output: "numpy", or "torch" for tensors over the same memory.
             device: of the tensors; None leaves them on the CPU, without a copy.
             out: a batch of this size that this buffer returned; its memory is written to, and it is returned.
@@ -229,14 +232,17 @@ class ReplayBuffer:
             Batch: nobody else's memory. The arrays are recycled only when nothing refers to them any more.
 
         Raises:
-            NotEnoughDataError: the buffer is empty.
-            ConfigError: a size, output, device or out that cannot be.
+            NotEnoughDataError: nothing can be drawn: the buffer is empty, holds no whole window, or all are used up.
+            ConfigError: a size, beta, output, device or out that cannot be.
 
-        Cost: O(n * bytes of a transition), one native call, GIL released. Safe beside writers.
+        Cost: O(n * bytes of a row), one native call, GIL released; prioritized draws add O(log capacity) cache lines
+            each, and the first call after pushes O(what was pushed). Safe beside writers.
+
+        Paper: Schaul et al. 2016 (arXiv:1511.05952), section 3.4, for the weights.
         """
         if self._schema is None:
             raise NotEnoughDataError(f"sample({n}): expected at least 1 transition, the buffer is empty.")
-        return self._reading.sample(n, output, device, out)
+        return self._reading.sample(n, beta=beta, output=output, device=device, out=out)
 
     def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
         """Assembles the batch of these transitions, under the buffer's view.
@@ -257,7 +263,98 @@ class ReplayBuffer:
         """
         if self._schema is None:
             raise StaleIdError("ids: expected live transitions, the buffer is empty.")
-        return self._reading.get(ids, output, device, out)
+        return self._reading.get(ids, output=output, device=device, out=out)
+
+    def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
+        """Gives transitions (or sequences) new priorities.
+
+        Ids that are not live any more are skipped, so that no priority ever lies on a transition it was not meant for. Of
+        an id that comes several times the last value holds.
+
+        Args:
+            ids: int64 [B], as a batch of this buffer has them; an array or a tensor.
+            abs_td: |delta|, finite and at least 0: float [B]; under `Sequences` also [B, T], one a step: the priority
+                of the sequence is eta * max + (1 - eta) * mean over its steps with loss_mask. An array or a tensor.
+
+        Returns:
+            int: how many of the ids were live.
+
+        Raises:
+            SchemaError: shapes that do not belong together, NaN, infinite or negative values; then nothing changed.
+            ConfigError: the sampler keeps no priorities.
+
+        Cost: O(B log capacity), one native call, GIL released. Safe beside writers.
+        Paper: Schaul et al. 2016 (arXiv:1511.05952), section 3.3; Kapturowski et al. 2019, section 2.3 (sequences).
+        """
+        if self._schema is None:
+            raise NotEnoughDataError("update_priorities: expected live transitions, the buffer is empty.")
+        return self._reading.update_priorities(ids, abs_td)
+
+    def batches(
+        self, size: int, *, beta: Beta = None, prefetch: int = 0, output: Output = "numpy", device: Any = None
+    ) -> Batches:
+        """An endless iterator over batches.
+
+        Args:
+            size: batch size B.
+            beta: see `sample`; or a callable () -> float, asked once a batch.
+            prefetch: batches that a thread of its own draws ahead; the same ones, in the same order, as without it, as
+                long as the contents are. What is pushed or updated meanwhile shows up to so many batches later.
+            output: see `sample`.
+            device: see `sample`. To a CUDA device batches travel from pinned memory on a stream of their own.
+
+        Returns:
+            Batches: use it in a `with` block, or `close()` it; dropping it ends its thread too.
+        """
+        return Batches(
+            lambda strength, place: self.sample(size, beta=strength, output=output, device=place),
+            beta,
+            prefetch,
+            output,
+            device,
+        )
+
+    def reader(
+        self,
+        *,
+        view: View | Hindsight | None = None,
+        sampler: BuiltIn | Sampler | None = None,
+        seed: int | None = None,
+    ) -> Reader:
+        """A second reading of the same bytes: another view or sampler, with its own generator and priorities.
+
+        Args:
+            view: what an id becomes; the buffer's by default.
+            sampler: which ids are drawn; the buffer's by default. What it keeps (priorities, use counts) is its own;
+                priorities given with a push go to the buffer's own sampler.
+            seed: of its generator; None derives one from the buffer's seed and the number of readers made before.
+
+        Returns:
+            Reader: with `sample`, `get`, `update_priorities`, `anchors` and `batches` like the buffer's.
+
+        Raises:
+            ConfigError: no schema yet, or a view that stacks more frames than this buffer keeps for its oldest ones.
+
+        Cost: nothing until it is used; its first call looks at all transitions once. A push costs the same with it.
+        """
+        if self._schema is None:
+            raise ConfigError("reader: expected a schema, got none yet. Give the buffer one, or push first.")
+        view, sampler = check_axes(
+            self._view if view is None else view, self._sampler if sampler is None else sampler
+        )
+        if history(self._schema, view) > history(self._schema, self._view):
+            raise ConfigError(
+                f"reader: expected a stack of at most {self._view.stack}, the frames this buffer keeps before its oldest "
+                f"transition, got {view.stack}. Give the buffer a view with stack={view.stack}."
+            )
+        with self._building:
+            number = self._num_readers
+            self._num_readers += 1
+        if seed is None:
+            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
+        sizes = measure(self._schema, self._capacity, self._lanes, view, sampler)
+        memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])
+        return Reader(self._core, self._schema, view, sampler, (memory, 0), _check_seed(seed), primary=False)
 
     def clear(self) -> None:
         """Forgets every transition. Ids go on where they were; so does the generator."""
@@ -292,6 +389,14 @@ class ReplayBuffer:
         return self._core.ids() if self._schema is not None else np.empty(0, np.int64)
 
     @property
+    def anchors(self) -> NDArray[np.int64]:
+        """Ids that a batch can start with now, ascending: int64.
+
+        Live, valid under the view, not used up, of a priority above zero. Cost: O(len).
+        """
+        return self._reading.anchors if self._schema is not None else np.empty(0, np.int64)
+
+    @property
     def capacity(self) -> int:
         """Transitions that the buffer keeps."""
         return self._capacity
@@ -307,12 +412,12 @@ class ReplayBuffer:
         return self._schema
 
     @property
-    def sampler(self) -> Uniform:
+    def sampler(self) -> BuiltIn | Sampler:
         """Which ids are drawn."""
         return self._sampler
 
     @property
-    def view(self) -> Transitions:
+    def view(self) -> View:
         """What an id becomes."""
         return self._view
 
@@ -335,7 +440,7 @@ class ReplayBuffer:
             *leaves(self._schema.action, "action"),
             *self._schema.extras.items(),
         ]
-        sizes = measure(self._schema, self._capacity, self._lanes, self._view)
+        sizes = measure(self._schema, self._capacity, self._lanes, self._view, self._sampler)
         return (
             f"ReplayBuffer({len(self):,} of {self._capacity:,} transitions, {sizes.transition_bytes:,} B each, "
             f"{format_bytes(sizes.full_bytes)} when full, "
@@ -380,7 +485,24 @@ class ReplayBuffer:
             raise SchemaError(f"mask: expected bool ({self._lanes},), got {chosen.dtype} {chosen.shape}.")
         return chosen
 
-    def _refuse_priority(self, priority: float) -> None:
-        if not isinstance(priority, int | float | np.floating) or not 0 <= priority < np.inf:
-            raise SchemaError(f"priority: expected a finite number of at least 0, got {priority!r}.")
-        raise ConfigError(f"priority: expected none, got {priority}; {self._sampler} keeps no priorities.")
+    def _check_priority(self, priority: ArrayLike, count: int, *, many: bool) -> NDArray[np.float64]:
+        """Initial priorities as float64 [count]."""
+        raw = as_array(priority, "priority", "a number")
+        shapes = ((), (count,)) if many else ((),)
+        if raw.shape not in shapes or raw.dtype.kind not in "fiu" or not np.isfinite(raw).all() or (raw < 0).any():
+            one = "a finite number of at least 0"
+            raise SchemaError(f"priority: expected {one}{f', or {count} of them' if many else ''}, got {priority!r}.")
+        if not keeps_priorities(self._sampler):
+            raise ConfigError(f"priority: expected none, got {priority}; {self._sampler} keeps no priorities.")
+        if isinstance(self._view, Sequences):
+            raise ConfigError(
+                f"priority: expected none, got {priority}; a sequence's priority is not that of one of its steps. "
+                "Use update_priorities."
+            )
+        return np.require(np.broadcast_to(raw, count), np.float64, ["C"])
+
+
+def _check_seed(seed: int) -> int:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
+    return int(seed)

@@ -1,58 +1,97 @@
-"""Reading a buffer under a view: native arrays in, batches out."""
+"""Reading a buffer: native arrays in, batches out."""
 
 from __future__ import annotations
 
 import operator
+import threading
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from relive._core import Core, Reader
+from relive._core import Core
+from relive._core import Reader as Native
 from relive.batch import Batch
+from relive.checks import number
+from relive.engine import keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array
-from relive.schema import FLAG, REWARD, Field, Schema, flatten, leaves, unflatten
-from relive.views import Transitions
+from relive.prefetch import Batches, Beta
+from relive.relabel import relabel
+from relive.samplers import BuiltIn, Sampler
+from relive.schema import FLAG, REWARD, Field, Schema, Tree, flatten, leaves, unflatten
+from relive.views import Sequences, Transitions, View
 
 Output = Literal["numpy", "torch"]
+_ID = Field(np.int64)
+_ATTEMPTS = 100  # of draws of a user's sampler, each undone by an eviction in the meantime
 
 
-class Reading:
-    """One view of one core, and the memory of its batches."""
+class Reader:
+    """One reading of a buffer: a view, a sampler, its own generator, priorities and use counts over the same bytes.
 
-    def __init__(self, core: Core, schema: Schema, view: Transitions) -> None:
-        self._native = Reader(core, view.n, view.gamma, view.stack, view.padding == "zeros")
-        self._schema = schema
-        flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
-        tail = ("reward", "terminated", "truncated", "next_obs", "discount", "ids")
-        self._names = ("obs", "action", *schema.extras, *tail) if flat else None
+    `ReplayBuffer.reader` makes further ones. Any number of threads may use it.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        schema: Schema,
+        view: View,
+        sampler: BuiltIn | Sampler,
+        memory: tuple[Any, int],
+        seed: int,
+        *,
+        primary: bool,
+    ) -> None:
+        """Attaches to zeroed memory (object, offset). To the primary one go the priorities that pushes give."""
+        self._core = core
+        self._native = Native(core, *memory, options(schema, view, sampler), seed, primary)
+        self._schema, self._view, self._sampler, self._seed = schema, view, sampler, seed
+        self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
+        self._drawing = threading.Lock()  # around a user's sampler
+        self._relabels = isinstance(view, Transitions) and view.relabel is not None
+        self._episodic = isinstance(view, Sequences) and view.length == "episode"
+        self._trees = _trees(schema, view)
+        flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field) and isinstance(view, Transitions)
+        # Batches of these are made without looking at trees; a weight is last, and there or not.
+        self._names = (*self._trees, "weight") if flat and not self._relabels else None
         self._checked: set[Any] = set()  # devices that tensors can go to
 
-    def sample(self, n: int, output: Output, device: Any, out: Batch | None) -> Batch:
-        """See `ReplayBuffer.sample`."""
-        memory = self._memory_of(out, output, device)
+    def sample(
+        self,
+        n: int,
+        *,
+        beta: float | None = None,
+        output: Output = "numpy",
+        device: Any = None,
+        out: Batch | None = None,
+    ) -> Batch:
+        """Draws a minibatch, see `ReplayBuffer.sample`."""
+        memory = self._memory_of(out, output, device, beta)
+        if beta is not None:
+            beta = number("sample", "beta", beta, 0, np.inf)
         try:
             size = operator.index(n)
-            arrays = self._native.sample(size, memory) if size > 0 else ()
+            if size < max(1, self._newest):
+                raise _bad_size(n, self._newest)
+            if isinstance(self._sampler, BuiltIn):
+                arrays: Any = self._native.sample(size, beta, memory)
+            else:
+                arrays = self._draw(self._sampler, size, beta, memory)
         except (TypeError, ValueError, MemoryError) as error:
-            raise _bad_size(n) from error
+            raise error if isinstance(error, ConfigError | SchemaError) else _bad_size(n, self._newest) from error
         except IndexError as error:
-            raise self._bad_out(error) from error
-        if arrays is None:
-            raise NotEnoughDataError(f"sample({n}): expected at least 1 transition, the buffer is empty.")
-        if not arrays:
-            raise _bad_size(n)
-        return out or self._batch(arrays, output, device)
+            raise error if isinstance(error, NotEnoughDataError) else self._bad_out(error) from error
+        if isinstance(arrays, int):
+            raise self._not_enough(size, arrays)
+        return self._batch(arrays, output, device, out)
 
-    def get(self, ids: ArrayLike, output: Output, device: Any, out: Batch | None) -> Batch:
-        """See `ReplayBuffer.get`."""
-        wanted = as_array(ids, "ids", "int64 (B,)")
-        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-            raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-        wanted = np.require(wanted, np.int64, ["C", "ALIGNED"])
+    def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
+        """Assembles the batch of these ids, see `ReplayBuffer.get`."""
+        wanted = _as_ids(ids)
         try:
-            arrays = self._native.get(wanted, self._memory_of(out, output, device))
+            arrays = self._native.get(wanted, self._memory_of(out, output, device, None), -1)
         except IndexError as error:
             raise self._bad_out(error) from error
         if isinstance(arrays, int):
@@ -60,23 +99,137 @@ class Reading:
                 f"ids: expected live transitions, got {wanted[arrays]} (at [{arrays}]). "
                 "It was overwritten, cleared, or never pushed."
             )
-        return out or self._batch(arrays, output, device)
+        return self._batch(arrays, output, device, out)
 
-    def _batch(self, arrays: tuple[Any, ...], output: Output, device: Any) -> Batch:
+    def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
+        """Gives anchors new priorities, see `ReplayBuffer.update_priorities`."""
+        wanted, raw = _as_ids(ids), _as_errors(abs_td, self._view)
+        if raw.shape[0] != len(wanted):
+            raise SchemaError(f"abs_td: expected one for each of {len(wanted)} ids, got {raw.shape}.")
+        if keeps_priorities(self._sampler):
+            result = self._native.update(wanted, raw)
+            if result < 0:
+                worst = raw[-1 - result]
+                raise SchemaError(
+                    f"abs_td: expected finite numbers of at least 0, got {worst} (at [{-1 - result}]). Nothing changed."
+                )
+            return result
+        update = getattr(self._sampler, "update_priorities", None)
+        if update is None:
+            raise ConfigError(
+                f"update_priorities: expected a sampler that keeps priorities, got {self._sampler}. Use "
+                "sampler=Prioritized()."
+            )
+        if not (np.isfinite(raw).all() and (raw >= 0).all()):
+            raise SchemaError("abs_td: expected finite numbers of at least 0, got others. Nothing changed.")
+        with self._drawing:
+            live = np.isin(wanted, self._native.anchors())
+            update(wanted[live], raw[live])
+        return int(live.sum())
+
+    def batches(
+        self, size: int, *, beta: Beta = None, prefetch: int = 0, output: Output = "numpy", device: Any = None
+    ) -> Batches:
+        """An endless iterator, see `ReplayBuffer.batches`."""
+        return Batches(
+            lambda strength, place: self.sample(size, beta=strength, output=output, device=place),
+            beta,
+            prefetch,
+            output,
+            device,
+        )
+
+    def __len__(self) -> int:
+        return self._core.live
+
+    @property
+    def anchors(self) -> NDArray[np.int64]:
+        """Ids that can be drawn now: int64, ascending. Cost: O(len)."""
+        return self._native.anchors()
+
+    @property
+    def schema(self) -> Schema:
+        """What a transition is."""
+        return self._schema
+
+    @property
+    def view(self) -> View:
+        """What an id becomes."""
+        return self._view
+
+    @property
+    def sampler(self) -> BuiltIn | Sampler:
+        """Which ids are drawn."""
+        return self._sampler
+
+    @property
+    def seed(self) -> int:
+        """Of this reader's generator."""
+        return self._seed
+
+    def __repr__(self) -> str:
+        return f"Reader({self._sampler}, {self._view}, seed={self._seed})"
+
+    def _draw(self, sampler: Sampler, n: int, beta: float | None, memory: Any) -> Any:
+        """A batch whose ids a user's sampler draws."""
+        with self._drawing:
+            for _ in range(_ATTEMPTS):
+                anchors = self._native.anchors()
+                if not len(anchors):
+                    return 0
+                batch_number = self._native.advance()
+                rng = np.random.Generator(np.random.Philox(key=self._seed, counter=batch_number << 64))
+                ids, probability = _drawn(sampler.draw(anchors, n, rng), n, anchors)
+                into = memory[:-1] if memory is not None and beta is not None else memory
+                arrays = self._native.get(ids, into, batch_number)
+                if isinstance(arrays, int):
+                    continue  # overwritten since the anchors were listed
+                if beta is None:
+                    return arrays
+                weight = np.ones(n, np.float32) if memory is None else memory[-1]
+                if probability is not None:
+                    weight[:] = (probability / probability.min()) ** -beta
+                return (*arrays, weight)
+        raise NotEnoughDataError(
+            f"sample({n}): expected a sampler faster than the writers, its ids were overwritten {_ATTEMPTS} times before "
+            "they could be read. Use a larger capacity."
+        )
+
+    def _batch(self, arrays: tuple[Any, ...], output: Output, device: Any, out: Batch | None) -> Batch:
+        if self._names is not None:
+            if out is not None:
+                return out
+            if output == "torch":
+                arrays = self._to_torch(arrays, device)
+            return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
+        if self._relabels:
+            arrays = self._relabelled(arrays)
+        if out is not None:
+            return out
         if output == "torch":
             arrays = self._to_torch(arrays, device)
-        if self._names is not None:
-            return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
         values = iter(arrays)
-        fields = {"obs": unflatten(self._schema.obs, values), "action": unflatten(self._schema.action, values)}
-        for name in (*self._schema.extras, "reward", "terminated", "truncated"):
-            fields[name] = next(values)
-        fields["next_obs"] = unflatten(self._schema.obs, values)
-        fields["discount"] = next(values)
-        fields["ids"] = next(values)
+        fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
+        fields |= {"weight": weight for weight in values}
+        if isinstance(self._view, Sequences):
+            every = flatten(self._schema.obs, fields["all_obs"], "all_obs")
+            obs = unflatten(self._schema.obs, (leaf[:, :-1] for leaf in every))
+            next_obs = unflatten(self._schema.obs, (leaf[:, 1:] for leaf in every))
+            fields = {"obs": obs, "next_obs": next_obs, **fields}
         return Batch(fields)
 
-    def _memory_of(self, out: Batch | None, output: Output, device: Any) -> tuple[Any, ...] | None:
+    def _relabelled(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arrays with rewards for the goals of hindsight, and without what those were computed from."""
+        assert isinstance(self._view, Transitions)
+        values = iter(arrays)
+        fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
+        achieved, steps, *weight = values
+        relabel(fields, achieved, steps, self._view, self._view.stack * self._schema.stacked > 1)
+        return (*arrays[: len(arrays) - 2 - len(weight)], *weight)
+
+    def _memory_of(
+        self, out: Batch | None, output: Output, device: Any, beta: float | None
+    ) -> tuple[Any, ...] | None:
         """The arrays of a batch to write to, in the native order; None where there is no such batch."""
         if output not in ("numpy", "torch") or (device is not None and output == "numpy"):
             raise ConfigError(
@@ -86,7 +239,7 @@ class Reading:
         if output == "torch" and place not in self._checked:
             from relive.tensors import check, to_torch
 
-            check({leaf.itemdtype for _, leaf in self._fields()}, device)
+            check({leaf.itemdtype for tree in self._trees.values() for _, leaf in leaves(tree, "")}, device)
             self._checked.add(place)
             self._to_torch = to_torch
         if out is None:
@@ -97,41 +250,119 @@ class Reading:
             raise ConfigError(
                 f"out: expected its own output and device, got output={output!r}, {device=}. Leave them out."
             )
+        if self._episodic:
+            raise ConfigError("out: expected none, whole episodes differ in length from batch to batch. Leave it out.")
+        if ("weight" in vars(out)) != (beta is not None):
+            raise ConfigError(
+                f"out: expected a batch {'with' if beta is not None else 'without'} weights for {beta=}, got another."
+            )
         try:
-            arrays = (
-                *flatten(self._schema.obs, out.obs, "out.obs"),
-                *flatten(self._schema.action, out.action, "out.action"),
-                *(getattr(out, name) for name in (*self._schema.extras, "reward", "terminated", "truncated")),
-                *flatten(self._schema.obs, out.next_obs, "out.next_obs"),
-                *(out.discount, out.ids),
+            arrays = tuple(
+                leaf for name, tree in self._trees.items() for leaf in flatten(tree, getattr(out, name), f"out.{name}")
             )
         except (AttributeError, SchemaError) as error:
             raise ConfigError(f"out: expected a batch of this buffer, got another ({error})") from error
+        weight = () if beta is None else (out.weight,)
         if not isinstance(out.ids, np.ndarray):
             from relive.tensors import to_numpy
 
-            arrays = to_numpy(arrays)
-        return arrays
+            arrays, weight = to_numpy(arrays), to_numpy(weight)
+        return (*arrays, *self._scratch(len(out.ids)), *weight)
 
-    def _fields(self) -> list[tuple[str, Field]]:
-        """The arrays of a batch in the native order, as fields of one transition."""
-        schema = self._schema
-        return [
-            *leaves(schema.obs, "obs"),
-            *leaves(schema.action, "action"),
-            *schema.extras.items(),
-            *(("reward", REWARD), ("terminated", FLAG), ("truncated", FLAG)),
-            *leaves(schema.obs, "next_obs"),
-            *(("discount", REWARD), ("ids", Field(np.int64))),
-        ]
+    def _scratch(self, n: int) -> tuple[Any, ...]:
+        """Arrays of a batch of n that its holder does not see: what rewards in hindsight are computed from."""
+        if not self._relabels:
+            return ()
+        assert isinstance(self._view, Transitions) and isinstance(self._schema.obs, dict)
+        goal = self._schema.obs["achieved_goal"]
+        assert isinstance(goal, Field)
+        shape = goal.shape[1:] if self._schema.stacked > 1 else goal.shape
+        return np.empty((n, self._view.n, *shape), goal.dtype), np.empty(n, np.int32)
 
     def _bad_out(self, error: IndexError) -> ConfigError:
-        names = [name for name, _ in self._fields()]
+        names = [name for tree_name, tree in self._trees.items() for name, _ in leaves(tree, tree_name)]
+        index = int(str(error))
         return ConfigError(
             f"out: expected arrays as this buffer returns them for the same batch size, got another "
-            f"{names[int(str(error))]}. Pass a batch that was returned."
+            f"{names[index] if index < len(names) else 'weight'}. Pass a batch that was returned."
+        )
+
+    def _not_enough(self, n: int, left: int) -> NotEnoughDataError:
+        live = self._core.live
+        if live == 0:
+            return NotEnoughDataError(f"sample({n}): expected at least 1 transition, the buffer is empty.")
+        max_uses = self._sampler.max_uses if isinstance(self._sampler, BuiltIn) else None
+        if left:
+            return NotEnoughDataError(
+                f"sample({n}): expected as many draws, {left} are left; each of the {live} transitions is drawn at most "
+                f"{max_uses} times. Push more, or ask for less."
+            )
+        reasons = []
+        if isinstance(self._view, Sequences):
+            need = "an episode that has ended" if self._episodic else f"an episode of {self._view.length}"
+            reasons.append(f"Sequences(length={self._view.length!r}) needs {need}, or a shorter one that has ended")
+        if max_uses:
+            reasons.append(f"each is drawn at most {max_uses} times")
+        if keeps_priorities(self._sampler):
+            reasons.append("priority 0 is never drawn")
+        return NotEnoughDataError(
+            f"sample({n}): 0 valid ids, the buffer holds {live} transitions; {'; '.join(reasons)}."
         )
 
 
-def _bad_size(n: object) -> ConfigError:
+def _trees(schema: Schema, view: View) -> dict[str, Tree]:
+    """The fields of a batch in the native order, without weights: each a tree of arrays."""
+    numbers: dict[str, Tree] = {"reward": REWARD, "terminated": FLAG, "truncated": FLAG}
+    if isinstance(view, Sequences):
+        head: dict[str, Tree] = {"all_obs": schema.obs, "action": schema.action, **schema.extras}
+        return {**head, **numbers, "discount": REWARD, "ids": _ID, "mask": FLAG, "loss_mask": FLAG}
+    goal: dict[str, Tree] = {} if view.relabel is None else {"goal_ids": _ID}
+    head = {"obs": schema.obs, "action": schema.action, **schema.extras}
+    return {**head, **numbers, "next_obs": schema.obs, "discount": REWARD, "ids": _ID, **goal}
+
+
+def _on_cpu(values: Any) -> Any:
+    """Values as NumPy takes them; tensors may be on another device, or part of a graph."""
+    return values.detach().cpu() if hasattr(values, "detach") else values
+
+
+def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
+    wanted = as_array(_on_cpu(ids), "ids", "int64 (B,)")
+    if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
+        raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
+    return np.require(wanted, np.int64, ["C", "ALIGNED"])
+
+
+def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
+    """|delta| as float64 [B], or [B, T] under sequences."""
+    raw = as_array(_on_cpu(abs_td), "abs_td", "float64 (B,)")
+    steps = view.length if isinstance(view, Sequences) else None
+    per_step = raw.ndim == 2 and steps is not None and steps in ("episode", raw.shape[1])
+    if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):
+        expected = "(B,)" if steps is None else f"(B,) or (B, {'T' if steps == 'episode' else steps})"
+        raise SchemaError(f"abs_td: expected numbers {expected}, got {raw.dtype} {raw.shape}.")
+    return np.require(raw, np.float64, ["C", "ALIGNED"])
+
+
+def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """What a user's sampler returned: ids, and probabilities where it gave them."""
+    ids, probability = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+    ids = np.asarray(ids)
+    if ids.shape != (n,) or ids.dtype.kind not in "iu":
+        raise SchemaError(f"draw: expected ids int64 ({n},), got {ids.dtype} {ids.shape} (the sampler's answer).")
+    strangers = ids[~np.isin(ids, anchors)]
+    if len(strangers):
+        raise SchemaError(f"draw: expected ids of the list it was given, got {strangers[0]} (the sampler's answer).")
+    if probability is not None:
+        probability = np.asarray(probability, np.float64)
+        if probability.shape != (n,) or not (np.isfinite(probability) & (probability > 0)).all():
+            raise SchemaError(
+                f"draw: expected probabilities ({n},) above 0, got {probability} (the sampler's answer)."
+            )
+    return np.require(ids, np.int64, ["C", "ALIGNED"]), probability
+
+
+def _bad_size(n: object, newest: int) -> ConfigError:
+    if newest and isinstance(n, int | np.integer) and 0 < n < newest:
+        return ConfigError(f"sample: expected a batch size of at least {newest}, the sampler's newest, got {n!r}.")
     return ConfigError(f"sample: expected a batch size of at least 1 that fits in memory, got {n!r}.")

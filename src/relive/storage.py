@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from relive._core import MAX_LANE_CAPACITY
+from relive._core import MAX_LANE_CAPACITY, selector_bytes
 from relive._core import measure as measure_arena
+from relive.engine import check_axes, options
 from relive.errors import ConfigError
+from relive.samplers import BuiltIn, Sampler
 from relive.schema import Field, Schema, leaves
-from relive.views import Transitions
+from relive.views import Hindsight, View
 
 # Linux does not count such memory until it is touched; Python 3.11 does not name the flag yet.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -27,12 +31,12 @@ class Memory:
     The system gives it page by page as transitions fill it: an empty buffer of any capacity costs nothing.
     """
 
-    def allocate(self, num_bytes: int, large_pages_to: int) -> Any:
+    def allocate(self, num_bytes: int, busy: Iterable[tuple[int, int]]) -> Any:
         """Zeroed, page-aligned memory that supports the buffer protocol.
 
         Args:
             num_bytes: how much.
-            large_pages_to: the bytes before it profit from large pages.
+            busy: parts (start, end), aligned to pages, that profit from large pages.
 
         Raises:
             ConfigError: the system has no such address space.
@@ -45,10 +49,10 @@ class Memory:
                 "Choose a smaller capacity."
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                memory.madvise(mmap.MADV_HUGEPAGE, 0, large_pages_to)
-            except OSError:
-                return memory  # a kernel without large pages: slower, not wrong
+            # A kernel without large pages: slower, not wrong.
+            with contextlib.suppress(OSError):
+                for start, end in busy:
+                    memory.madvise(mmap.MADV_HUGEPAGE, start, end - start)
         return memory
 
 
@@ -61,7 +65,8 @@ class Plan:
         lanes: rings the capacity is divided into.
         transition_bytes: of one stored transition, next_obs and frame stacks included.
         final_bytes: of one final observation; each ended episode in the buffer holds one.
-        full_bytes: of the full buffer without its final observations.
+        sampler_bytes: what the sampler keeps about all transitions, when full.
+        full_bytes: of the full buffer without its final observations, with what the sampler keeps.
         max_bytes: if every transition ended its own episode. So much address space is reserved, none of it used
             before it is filled.
         available_bytes: memory of this machine.
@@ -71,6 +76,7 @@ class Plan:
     lanes: int
     transition_bytes: int
     final_bytes: int
+    sampler_bytes: int
     full_bytes: int
     max_bytes: int
     available_bytes: int
@@ -87,14 +93,22 @@ class Plan:
         )
 
 
-def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lanes: int | None = None) -> Plan:
-    """What a buffer of this schema, capacity and view will take, before anything is allocated.
+def plan(
+    schema: Schema,
+    capacity: int,
+    view: View | Hindsight | None = None,
+    *,
+    lanes: int | None = None,
+    sampler: BuiltIn | Sampler | None = None,
+) -> Plan:
+    """What a buffer of this schema, capacity, view and sampler will take, before anything is allocated.
 
     Args:
         schema: the fields of a transition.
         capacity: in transitions, a multiple of lanes.
         view: what the buffer will be read as; a view that stacks k frames keeps k - 1 more.
         lanes: as in `ReplayBuffer`; the schema's by default.
+        sampler: which ids will be drawn; priorities, use counts and the starts of sequences take memory.
 
     Returns:
         Plan: exact figures; `print` it.
@@ -103,7 +117,8 @@ def plan(schema: Schema, capacity: int, view: Transitions | None = None, *, lane
         ConfigError: the full buffer cannot fit in this machine's memory, or the capacity is no multiple of lanes.
     """
     capacity, num_lanes = divide(capacity, lanes, schema)
-    result = measure(schema, capacity, num_lanes, view or Transitions())
+    view, sampler = check_axes(view, sampler)
+    result = measure(schema, capacity, num_lanes, view, sampler)
     if result.full_bytes > result.available_bytes:
         fits = int(capacity * result.available_bytes / result.full_bytes * 0.99) // num_lanes * num_lanes
         raise ConfigError(
@@ -141,13 +156,16 @@ def divide(capacity: int, lanes: int | None, schema: Schema | None) -> tuple[int
     return capacity, lanes
 
 
-def measure(schema: Schema, capacity: int, lanes: int, view: Transitions) -> Plan:
+def measure(schema: Schema, capacity: int, lanes: int, view: View, sampler: BuiltIn | Sampler) -> Plan:
     """The figures of `plan`, whether or not they fit."""
     rest = core_fields(schema.action, "action") + [core_field(extra) for extra in schema.extras.values()]
+    shape = (
+        *(core_fields(schema.obs, "obs"), rest, lanes, capacity // lanes, schema.stacked),
+        history(schema, view),
+    )
     try:
-        sizes = measure_arena(
-            core_fields(schema.obs, "obs"), rest, lanes, capacity // lanes, schema.stacked, history(schema, view)
-        )
+        sizes = measure_arena(*shape)
+        sampler_bytes = selector_bytes(*shape, options(schema, view, sampler))
     except OverflowError as error:
         raise ConfigError(f"capacity: expected a buffer that can be addressed, got {capacity:,} ({error}).") from error
     return Plan(
@@ -155,13 +173,14 @@ def measure(schema: Schema, capacity: int, lanes: int, view: Transitions) -> Pla
         lanes,
         sizes["transition_bytes"],
         sizes["final_bytes"],
-        sizes["filled_bytes"],
-        sizes["arena_bytes"],
+        sampler_bytes,
+        sizes["filled_bytes"] + sampler_bytes,
+        sizes["arena_bytes"] + sampler_bytes,
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     )
 
 
-def history(schema: Schema, view: Transitions) -> int:
+def history(schema: Schema, view: View) -> int:
     """Rows a lane keeps beyond its capacity, so that the oldest live transition still has its whole stack."""
     return max(schema.stacked, view.stack) - 1
 

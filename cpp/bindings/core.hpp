@@ -1,0 +1,234 @@
+// The buffer's memory seen from Python: pushing, and which ids are live.
+//
+// Values that do not fit at a glance (another dtype, a list, out of bounds) are answered with None: Python then
+// converts or explains. So every error message is written in one place, and the common case pays for none.
+#pragma once
+
+#include "../core/ring.hpp"
+#include "../core/selector.hpp"
+#include "arrays.hpp"
+#include "gil.hpp"
+
+namespace relive {
+
+// Each field is (dtype, shape, low, high): a numpy.dtype, then three lists of integers.
+inline std::vector<ValueType> value_types(nb::sequence fields) {
+  std::vector<ValueType> types;
+  for (nb::handle field : fields) {
+    const nb::handle dtype = field[0];
+    if (!PyArray_DescrCheck(dtype.ptr())) throw nb::type_error("expected a numpy.dtype");
+    types.emplace_back(reinterpret_cast<PyArray_Descr*>(dtype.ptr()), nb::cast<std::vector<npy_intp>>(field[1]),
+                       nb::cast<std::vector<int64_t>>(field[2]), nb::cast<std::vector<int64_t>>(field[3]));
+  }
+  return types;
+}
+
+inline uint64_t total_bytes(const std::vector<ValueType>& types) {
+  uint64_t bytes = 0;
+  for (const ValueType& type : types) bytes += type.bytes();
+  return bytes;
+}
+
+inline Layout make_layout(const std::vector<ValueType>& obs, const std::vector<ValueType>& rest, uint64_t lanes,
+                          uint64_t lane_capacity, uint32_t stacked, uint32_t history) {
+  Spec spec{{}, {}, lanes, lane_capacity, stacked, history};
+  for (const ValueType& type : obs) spec.obs.push_back(type.bytes() / stacked);
+  for (const ValueType& type : rest) spec.rest.push_back(type.bytes());
+  return Layout(spec);
+}
+
+// What a buffer of this shape takes, before anything is allocated.
+inline nb::dict measure(nb::sequence obs, nb::sequence rest, uint64_t lanes, uint64_t lane_capacity, uint32_t stacked,
+                        uint32_t history) {
+  const std::vector<ValueType> obs_types = value_types(obs), rest_types = value_types(rest);
+  const Layout layout = make_layout(obs_types, rest_types, lanes, lane_capacity, stacked, history);
+  uint64_t transition = layout.record_bytes;
+  for (const auto* leaves : {&layout.obs, &layout.rest})
+    for (const Leaf& leaf : *leaves) transition += leaf.packed ? 0 : leaf.bytes;
+  nb::dict result;
+  result["arena_bytes"] = layout.arena_bytes;
+  result["filled_bytes"] = layout.records_end;
+  result["transition_bytes"] = transition;
+  result["final_bytes"] = total_bytes(obs_types) / stacked + sizeof(uint32_t);
+  return result;
+}
+
+inline const ValueType& flag_type() {
+  static const auto* type = new ValueType(PyArray_DescrFromType(NPY_BOOL), {}, {}, {});  // never freed: outlives Python
+  return *type;
+}
+
+inline nb::object id_array(const std::vector<int64_t>& ids) {
+  npy_intp shape[] = {static_cast<npy_intp>(ids.size())};
+  nb::object array = nb::steal(PyArray_SimpleNew(1, shape, NPY_INT64));
+  if (!array.is_valid()) throw nb::python_error();
+  std::copy(ids.begin(), ids.end(), static_cast<int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr()))));
+  return array;
+}
+
+class Core {
+ public:
+  Core(nb::handle memory, nb::sequence obs, nb::sequence actions, nb::sequence extras, uint64_t lanes,
+       uint64_t lane_capacity, uint32_t stacked, uint32_t history)
+      : obs_(value_types(obs)),
+        rest_(value_types(actions)),
+        num_actions_(rest_.size()),
+        memory_(memory),
+        layout_(add_extras(extras, lanes, lane_capacity, stacked, history)),
+        arena_(memory_.data(), layout_),
+        ring_(arena_) {
+    if (memory_.bytes() < layout_.arena_bytes) throw std::invalid_argument("the memory is smaller than the arena");
+    Header& header = arena_.header();
+    header.magic = kMagic;
+    header.format = kFormat;
+    header.header_bytes = sizeof(Header);
+    header.arena_bytes = layout_.arena_bytes;
+    header.lanes = lanes;
+    header.lane_capacity = lane_capacity;
+    header.rows = layout_.rows;
+    header.record_bytes = layout_.record_bytes;
+    header.stacked = stacked;
+    header.history = history;
+    header.mutex.init();
+    value_bytes_ = 2 * total_bytes(obs_) + total_bytes(rest_);
+  }
+
+  // One transition into a lane. Values in order: obs..., actions..., reward, terminated, truncated, next_obs...,
+  // extras... Its id, or None if a value has to be converted or refused.
+  nb::object append_one(uint64_t lane, nb::args values) {
+    Values& found = Values::of_this_thread();
+    if (!find_values(values, kSingle, nullptr, found)) return nb::none();
+    const Block block = as_block(found);
+    if (layout_.spec.stacked > 1 && !ring_.rolls(block, 0)) return nb::none();
+    int64_t id = 0;
+    locked(arena_.header().mutex, value_bytes_, [&] { id = ring_.append(lane, block, 0); });
+    return nb::int_(id);
+  }
+
+  // `count` transitions: number i goes to lane i where `lane` is negative, else all to that lane in order of time.
+  // Writes their ids, -1 where `mask` leaves one out. `priorities`: raw ones, for the primary selector, or None. False
+  // if a value has to be converted or refused.
+  bool append_many(int64_t lane, nb::handle mask, nb::handle priorities, nb::handle ids, nb::args values) {
+    const auto count = static_cast<int64_t>(PyArray_SIZE(reinterpret_cast<PyArrayObject*>(ids.ptr())));
+    const auto data = [](nb::handle array) { return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr())); };
+    const auto* chosen = mask.is_none() ? nullptr : static_cast<const uint8_t*>(data(mask));
+    const auto* raw = priorities.is_none() ? nullptr : static_cast<const double*>(data(priorities));
+    Values& found = Values::of_this_thread();
+    if (!find_values(values, count, chosen, found)) return false;
+    auto* id = static_cast<int64_t*>(data(ids));
+    const Block block = as_block(found);
+    if (layout_.spec.stacked > 1)
+      for (int64_t i = 0; i < count; ++i)
+        if ((!chosen || chosen[i]) && !ring_.rolls(block, i)) return false;
+    locked(arena_.header().mutex, value_bytes_ * count, [&] {
+      if (raw) primary_->sync();  // what was pushed before has other priorities
+      for (int64_t i = 0; i < count; ++i) {
+        id[i] = chosen && !chosen[i] ? -1 : ring_.append(lane < 0 ? i : lane, block, i);
+        if (raw && id[i] >= 0) primary_->sync(raw[i]);
+      }
+    });
+    return true;
+  }
+
+  void clear() {
+    locked(arena_.header().mutex, UINT64_MAX, [&] { ring_.clear(); });
+  }
+
+  // Around a fork: a child must not inherit a lock whose holder it does not have.
+  void hold() {
+    without_gil([&] { arena_.header().mutex.lock(); });
+  }
+  void release() { arena_.header().mutex.unlock(); }
+  void renew() { arena_.header().mutex.init(); }
+
+  uint64_t live() {
+    uint64_t live = 0;
+    locked(arena_.header().mutex, 0, [&] { live = arena_.header().live; });
+    return live;
+  }
+
+  nb::object ids() {
+    std::vector<int64_t> ids;
+    locked(arena_.header().mutex, UINT64_MAX, [&] {
+      ids.resize(arena_.header().live);
+      live_ids(arena_, ids.data());
+    });
+    return id_array(ids);
+  }
+
+  // The selector that priorities given with a push are for; it outlives no reader.
+  void set_primary(Selector* selector) { primary_ = selector; }
+  Selector* primary() const { return primary_; }
+
+  const Arena& arena() const { return arena_; }
+  const std::vector<ValueType>& obs_types() const { return obs_; }
+  const std::vector<ValueType>& rest_types() const { return rest_; }
+
+ private:
+  // Where the values of one append lie. One a thread: another thread may append while this one waits.
+  struct Values {
+    std::vector<const char*> obs, next_obs, rest;
+    std::vector<Scratch> scratch;
+    std::vector<float> reward;
+    const char* terminated;
+    const char* truncated;
+
+    static Values& of_this_thread() {
+      static thread_local Values values;
+      return values;
+    }
+  };
+
+  const Layout add_extras(nb::sequence extras, uint64_t lanes, uint64_t lane_capacity, uint32_t stacked,
+                          uint32_t history) {
+    for (ValueType& type : value_types(extras)) rest_.push_back(std::move(type));
+    return make_layout(obs_, rest_, lanes, lane_capacity, stacked, history);
+  }
+
+  bool find_values(const nb::args& values, int64_t count, const uint8_t* chosen, Values& found) const {
+    const size_t expected = 2 * obs_.size() + rest_.size() + 3;
+    if (values.size() != expected) throw nb::type_error("wrong number of values");
+    found.obs.resize(obs_.size());
+    found.next_obs.resize(obs_.size());
+    found.rest.resize(rest_.size());
+    found.scratch.resize(expected);
+    found.reward.resize(count == kSingle ? 1 : count);
+    size_t at = 0;
+    const auto take = [&](const ValueType& type, const char*& bytes) {
+      bytes = type.find(PyTuple_GET_ITEM(values.ptr(), at), count, chosen, found.scratch[at]);
+      ++at;
+      return bytes != nullptr;
+    };
+    for (size_t i = 0; i < obs_.size(); ++i)
+      if (!take(obs_[i], found.obs[i])) return false;
+    for (size_t i = 0; i < num_actions_; ++i)
+      if (!take(rest_[i], found.rest[i])) return false;
+    if (!find_reward(PyTuple_GET_ITEM(values.ptr(), at++), count, found.reward)) return false;
+    if (!take(flag_type(), found.terminated) || !take(flag_type(), found.truncated)) return false;
+    for (size_t i = 0; i < obs_.size(); ++i)
+      if (!take(obs_[i], found.next_obs[i])) return false;
+    for (size_t i = num_actions_; i < rest_.size(); ++i)
+      if (!take(rest_[i], found.rest[i])) return false;
+    return true;
+  }
+
+  static Block as_block(const Values& found) {
+    return {found.obs,
+            found.next_obs,
+            found.rest,
+            found.reward.data(),
+            reinterpret_cast<const uint8_t*>(found.terminated),
+            reinterpret_cast<const uint8_t*>(found.truncated)};
+  }
+
+  std::vector<ValueType> obs_, rest_;  // rest: actions, then extras
+  size_t num_actions_;
+  Memory memory_;
+  const Layout layout_;
+  Arena arena_;
+  Ring ring_;
+  uint64_t value_bytes_;
+  Selector* primary_ = nullptr;
+};
+
+}  // namespace relive

@@ -1,0 +1,376 @@
+// One way of reading a buffer, seen from Python: a view, a selector, and the memory of its batches.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <optional>
+
+#include "../core/hindsight.hpp"
+#include "../core/sequence.hpp"
+#include "core.hpp"
+
+namespace relive {
+
+// What view and sampler say, by name; see reading.py.
+inline SelectorSpec selector_spec(nb::dict options) {
+  const auto get = [&]<typename T>(const char* name, T& value) { value = nb::cast<T>(options[name]); };
+  SelectorSpec spec;
+  uint32_t draw;
+  get("draw", draw);
+  spec.draw = static_cast<Draw>(draw);
+  get("alpha", spec.alpha);
+  get("eps", spec.eps);
+  get("minima", spec.minima);
+  get("shrink", spec.shrink);
+  get("period", spec.period);
+  get("smallest", spec.smallest);
+  get("newest", spec.newest);
+  get("max_uses", spec.max_uses);
+  get("length", spec.rule.length);
+  get("stride", spec.rule.stride);
+  spec.ends = !options["relabel"].is_none();
+  return spec;
+}
+
+class Reader {
+ public:
+  // `memory` from `offset` on is the selector's, zeroed. `primary`: priorities given with a push are for this one.
+  Reader(Core& core, nb::handle memory, uint64_t offset, nb::dict options, uint64_t seed, bool primary)
+      : core_(core),
+        layout_(core.arena().layout()),
+        memory_(memory),
+        spec_(selector_spec(options)),
+        stack_(nb::cast<uint32_t>(options["stack"])),
+        eta_(nb::cast<double>(options["eta"])),
+        first_only_(nb::cast<std::vector<bool>>(options["first_only"])),
+        selector_(check_room(offset), spec_, core.arena()) {
+    const auto gamma = nb::cast<double>(options["gamma"]);
+    const auto zeros = nb::cast<bool>(options["pad_with_zeros"]);
+    n_ = nb::cast<uint32_t>(options["n"]);
+    if (spec_.rule.all())
+      transitions_.emplace(layout_, n_, gamma, stack_, zeros);
+    else
+      sequences_.emplace(layout_, spec_.rule, nb::cast<uint64_t>(options["burn_in"]), gamma, stack_, zeros,
+                         first_only_);
+    if (spec_.ends) {
+      const auto [strategy, share, achieved, desired] =
+          nb::cast<std::tuple<uint32_t, double, uint64_t, uint64_t>>(options["relabel"]);
+      achieved_ = achieved;
+      relabeler_.emplace(layout_, static_cast<Strategy>(strategy), share, achieved, desired, n_,
+                         stack_ * layout_.spec.stacked);
+    }
+    if (!is_episodic()) types_ = make_types(spec_.rule.length);
+    selector_.init(seed);
+    if (primary) core_.set_primary(&selector_);
+  }
+  ~Reader() {
+    if (core_.primary() == &selector_) core_.set_primary(nullptr);
+  }
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+
+  // A batch of `count` drawn anchors as a tuple of arrays, see `make_types`; into `out`, such a tuple, where given. The
+  // last one are importance weights, missing where `beta` is None. The number of draws left where those are too few.
+  nb::object sample(uint64_t count, std::optional<double> beta, nb::handle out) {
+    const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
+    const auto masses = beta ? std::make_unique_for_overwrite<double[]>(count) : nullptr;
+    nb::object arrays = is_episodic() ? nb::object(nb::none()) : nb::object(batch(count, beta.has_value(), out));
+    BatchArrays to;
+    if (!is_episodic()) to = addresses(arrays);
+    uint64_t left = 0, steps = spec_.rule.length, number = 0;
+    double smallest = 0;
+    for (bool assembled = false; !assembled;) {
+      without_gil([&] {
+        const std::lock_guard guard(mutex());
+        number = selector_.header().draws;
+        selector_.sync();
+        smallest = spec_.minima ? selector_.smallest() : 0;
+        if (!selector_.draw(count, anchors.get(), masses.get())) {
+          left = selector_.num_left();
+          assembled = true;
+        } else if (is_episodic()) {
+          steps = sequences_->steps(core_.arena(), anchors.get(), count);
+        } else {
+          assemble(anchors.get(), count, steps, to, static_cast<int64_t>(number));
+          assembled = true;
+          left = count;
+        }
+      });
+      if (assembled) break;
+      // Whole episodes: now it is known how long they are. Those that were evicted meanwhile make this draw void.
+      arrays = ArrayPool(make_types(steps), static_cast<npy_intp>(count)).tuple(beta.has_value());
+      to = addresses(arrays);
+      without_gil([&] {
+        const std::lock_guard guard(mutex());
+        assembled = still_there(anchors.get(), count);
+        if (assembled) assemble(anchors.get(), count, steps, to, static_cast<int64_t>(number));
+      });
+      left = count;
+    }
+    if (left < count) return nb::int_(left);
+    if (beta) write_weights(arrays, masses.get(), count, smallest, *beta);
+    return arrays;
+  }
+
+  // The batch of these ids (an int64 array [count]), or the index of the first one that is not live. `number`: of the
+  // batch whose random numbers relabelling uses; negative for none. Without weights.
+  nb::object get(nb::handle ids, nb::handle out, int64_t number) {
+    auto* array = reinterpret_cast<PyArrayObject*>(ids.ptr());
+    const auto count = static_cast<uint64_t>(PyArray_SIZE(array));
+    const auto* id = static_cast<const int64_t*>(PyArray_DATA(array));
+    const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
+    uint64_t found = 0, steps = spec_.rule.length;
+    const auto find = [&] {
+      for (found = 0; found < count; ++found) {
+        const auto anchor = core_.arena().find(id[found]);
+        if (!anchor) return false;
+        anchors[found] = *anchor;
+      }
+      return true;
+    };
+    nb::object arrays;
+    if (is_episodic()) {
+      // An episode may go on between the two calls; it is read as long as it was at first.
+      without_gil([&] {
+        const std::lock_guard guard(mutex());
+        if (find()) steps = sequences_->steps(core_.arena(), anchors.get(), count);
+      });
+      if (found < count) return nb::int_(found);
+      arrays = ArrayPool(make_types(steps), static_cast<npy_intp>(count)).tuple(false);
+    } else {
+      arrays = batch(count, false, out);
+    }
+    const BatchArrays to = addresses(arrays);
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      if (!find()) return;
+      selector_.sync();
+      assemble(anchors.get(), count, steps, to, number);
+    });
+    return found == count ? arrays : nb::object(nb::int_(found));
+  }
+
+  // Raw priorities float64 [count], or [count, steps] of each step of sequences, for these ids. Returns how many ids
+  // are live anchors, or -1 - i where number i is not finite or negative; then nothing changes.
+  int64_t update(nb::handle ids, nb::handle raw) {
+    auto* id_values = reinterpret_cast<PyArrayObject*>(ids.ptr());
+    auto* raw_values = reinterpret_cast<PyArrayObject*>(raw.ptr());
+    const auto count = static_cast<uint64_t>(PyArray_SIZE(id_values));
+    const auto* id = static_cast<const int64_t*>(PyArray_DATA(id_values));
+    const auto* value = static_cast<const double*>(PyArray_DATA(raw_values));
+    const bool combine = PyArray_NDIM(raw_values) == 2;
+    const uint64_t steps = combine ? static_cast<uint64_t>(PyArray_DIM(raw_values, 1)) : 1;
+    int64_t result = 0;
+    without_gil([&] {
+      std::vector<double> combined;
+      const std::lock_guard guard(mutex());
+      for (uint64_t i = 0; combine && i < count; ++i) {
+        const auto anchor = core_.arena().find(id[i]);
+        combined.push_back(anchor ? sequences_->priority(core_.arena(), *anchor, value + i * steps, steps, eta_) : 0);
+      }
+      const double* final = combine ? combined.data() : value;
+      for (uint64_t i = 0; i < count; ++i) {
+        if (final[i] >= 0 && std::isfinite(final[i])) continue;
+        result = -1 - static_cast<int64_t>(i);
+        return;
+      }
+      result = static_cast<int64_t>(selector_.update(id, final, count));
+    });
+    return result;
+  }
+
+  // Ids that can be drawn now, ascending.
+  nb::object anchors() {
+    std::vector<int64_t> ids;
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      selector_.sync();
+      ids.resize(core_.arena().header().live);
+      live_ids(core_.arena(), ids.data());
+      std::erase_if(ids, [&](int64_t id) { return !selector_.drawable(*core_.arena().find(id)); });
+    });
+    return id_array(ids);
+  }
+
+  // The number of the next batch, which is then used up: for draws that are made elsewhere.
+  uint64_t advance() {
+    uint64_t number = 0;
+    locked(mutex(), 0, [&] { number = selector_.header().draws++; });
+    return number;
+  }
+
+ private:
+  static constexpr size_t kPools = 8;  // batch sizes whose memory is kept
+
+  char* check_room(uint64_t offset) const {
+    if (offset % kCacheLine || memory_.bytes() < offset + Selector::bytes(spec_, layout_))
+      throw std::invalid_argument("the memory is smaller than the selector");
+    return memory_.data() + offset;
+  }
+
+  SharedMutex& mutex() const { return core_.arena().header().mutex; }
+  bool is_episodic() const { return spec_.rule.length == AnchorRule::kEpisode; }
+
+  // One row of each array of a batch. Transitions: obs..., actions..., extras..., reward, terminated, truncated,
+  // next_obs..., discount, ids, then goal_ids, achieved, steps where goals are relabelled. Sequences of `steps`: obs...
+  // of one step more, actions..., extras..., reward, terminated, truncated, discount, ids, mask, loss_mask. Then
+  // weight.
+  std::vector<ValueType> make_types(uint64_t steps) const {
+    std::vector<ValueType> types;
+    const auto add = [&](PyArray_Descr* descr, std::vector<npy_intp> shape, uint64_t lead) {
+      if (lead > 0) shape.insert(shape.begin(), static_cast<npy_intp>(lead));
+      types.emplace_back(descr, shape, std::vector<int64_t>{}, std::vector<int64_t>{});
+    };
+    const auto number = [&](int type, uint64_t lead) {
+      const Reference descr(reinterpret_cast<PyObject*>(PyArray_DescrFromType(type)));
+      add(reinterpret_cast<PyArray_Descr*>(descr.get()), {}, lead);
+    };
+    const auto observations = [&](uint64_t lead) {
+      for (const ValueType& type : core_.obs_types()) {
+        std::vector<npy_intp> shape = type.shape();
+        if (stack_ > 1) shape.insert(shape.begin(), stack_);
+        add(type.descr(), shape, lead);
+      }
+    };
+    const bool is_sequence = sequences_.has_value();
+    observations(is_sequence ? steps + 1 : 0);
+    for (size_t i = 0; i < core_.rest_types().size(); ++i)
+      add(core_.rest_types()[i].descr(), core_.rest_types()[i].shape(), first_only_[i] ? 0 : steps);
+    number(NPY_FLOAT32, steps);
+    number(NPY_BOOL, steps);
+    number(NPY_BOOL, steps);
+    if (!is_sequence) observations(0);
+    number(NPY_FLOAT32, steps);
+    number(NPY_INT64, 0);
+    if (is_sequence) {
+      number(NPY_BOOL, steps);
+      number(NPY_BOOL, steps);
+    }
+    if (relabeler_) {
+      number(NPY_INT64, 0);
+      const ValueType& goal = core_.obs_types()[achieved_];
+      std::vector<npy_intp> shape(goal.shape().begin() + (layout_.spec.stacked > 1), goal.shape().end());
+      add(goal.descr(), shape, n_);
+      number(NPY_INT32, 0);
+    }
+    number(NPY_FLOAT32, 0);
+    return types;
+  }
+
+  // Where the arrays of a tuple lie; those of goals in goals_of.
+  BatchArrays addresses(nb::handle arrays) const {
+    size_t at = 0;
+    const auto next = [&] {
+      return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), at++)));
+    };
+    BatchArrays to{};
+    for (size_t i = 0; i < core_.obs_types().size(); ++i) to.obs.push_back(next());
+    for (size_t i = 0; i < core_.rest_types().size(); ++i) to.rest.push_back(next());
+    to.reward = reinterpret_cast<float*>(next());
+    to.terminated = reinterpret_cast<uint8_t*>(next());
+    to.truncated = reinterpret_cast<uint8_t*>(next());
+    for (size_t i = 0; transitions_ && i < core_.obs_types().size(); ++i) to.next_obs.push_back(next());
+    to.discount = reinterpret_cast<float*>(next());
+    to.ids = reinterpret_cast<int64_t*>(next());
+    if (sequences_) {
+      to.mask = reinterpret_cast<uint8_t*>(next());
+      to.loss_mask = reinterpret_cast<uint8_t*>(next());
+    }
+    if (relabeler_) {
+      to.goal_ids = reinterpret_cast<int64_t*>(next());
+      to.achieved = next();
+      to.steps = reinterpret_cast<int32_t*>(next());
+    }
+    return to;
+  }
+
+  void assemble(const Anchor* anchors, uint64_t count, uint64_t steps, const BatchArrays& to, int64_t number) const {
+    const Arena& arena = core_.arena();
+    if (sequences_) return sequences_->assemble(arena, anchors, count, steps, to);
+    transitions_->assemble(arena, anchors, count, to);
+    if (!relabeler_) return;
+    if (number < 0)
+      relabeler_->keep(arena, anchors, count, to);
+    else
+      relabeler_->relabel(arena, selector_, static_cast<uint64_t>(number), anchors, count, to);
+  }
+
+  bool still_there(Anchor* anchors, uint64_t count) const {
+    for (uint64_t i = 0; i < count; ++i) {
+      const auto anchor = core_.arena().find(anchors[i].id);
+      if (!anchor) return false;
+      anchors[i] = *anchor;
+    }
+    return true;
+  }
+
+  // (N P(i))^-beta over its largest: Schaul et al. 2016, section 3.4. N and the sum of the masses cancel.
+  void write_weights(nb::handle arrays, const double* masses, uint64_t count, double smallest, double beta) const {
+    const auto last = static_cast<size_t>(PyTuple_GET_SIZE(arrays.ptr())) - 1;
+    auto* weight =
+        static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), last))));
+    if (!spec_.keeps_priorities()) {
+      std::fill_n(weight, count, 1.0f);
+      return;
+    }
+    if (!spec_.minima) smallest = *std::min_element(masses, masses + count);
+    for (uint64_t i = 0; i < count; ++i) weight[i] = static_cast<float>(std::pow(smallest / masses[i], beta));
+  }
+
+  nb::object batch(uint64_t count, bool weighted, nb::handle out) {
+    if (!out.is_none()) {
+      check(out, count, weighted);
+      return nb::borrow(out);
+    }
+    try {
+      return pool_of(count).tuple(weighted);
+    } catch (const std::bad_alloc&) {  // what is kept for other batches may be what is missing for this one
+      PyErr_Clear();
+      pools_.clear();
+      return pool_of(count).tuple(weighted);
+    }
+  }
+
+  void check(nb::handle out, uint64_t count, bool weighted) const {
+    const size_t expected = types_.size() - !weighted;
+    if (!PyTuple_CheckExact(out.ptr()) || static_cast<size_t>(PyTuple_GET_SIZE(out.ptr())) != expected)
+      throw nb::value_error("the batch given as out has other fields than this buffer's");
+    for (size_t i = 0; i < expected; ++i) {
+      PyObject* array = PyTuple_GET_ITEM(out.ptr(), i);
+      if (!is_array(array, types_[i].descr(), types_[i].shape(), count) ||
+          !PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(array)))
+        throw nb::index_error(std::to_string(i).c_str());
+    }
+  }
+
+  ArrayPool& pool_of(uint64_t count) {
+    for (ArrayPool& pool : pools_)
+      if (static_cast<uint64_t>(pool.count()) == count) return pool;
+    if (pools_.size() == kPools) pools_.pop_front();
+    return pools_.emplace_back(types_, static_cast<npy_intp>(count));
+  }
+
+  Core& core_;
+  const Layout& layout_;
+  Memory memory_;
+  SelectorSpec spec_;
+  uint32_t stack_, n_ = 1;
+  double eta_;
+  std::vector<bool> first_only_;  // of each action and extra: returned for the first step of a sequence only
+  uint64_t achieved_ = 0;
+  Selector selector_;
+  std::optional<TransitionView> transitions_;
+  std::optional<SequenceView> sequences_;
+  std::optional<Relabeler> relabeler_;
+  std::vector<ValueType> types_;
+  std::list<ArrayPool> pools_;
+};
+
+// Bytes that the selector of such a reader takes.
+inline uint64_t selector_bytes(nb::sequence obs, nb::sequence rest, uint64_t lanes, uint64_t lane_capacity,
+                               uint32_t stacked, uint32_t history, nb::dict options) {
+  return Selector::bytes(selector_spec(options),
+                         make_layout(value_types(obs), value_types(rest), lanes, lane_capacity, stacked, history));
+}
+
+}  // namespace relive

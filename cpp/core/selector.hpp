@@ -1,0 +1,486 @@
+// Which ids: what a sampler keeps about the anchors of a view, and how it draws them.
+//
+// A selector lies in memory of its own beside the arena: header | lanes | uses | episode ends | masses. It follows
+// the arena lazily: every call first looks at what was pushed and evicted since the last one. So a push costs nothing
+// more however many readers a buffer has, and a reader made late catches up. The caller holds the arena's lock.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "anchors.hpp"
+#include "permutation.hpp"
+#include "rank_heap.hpp"
+#include "sum_tree.hpp"
+#include "uniform.hpp"
+
+namespace relive {
+
+enum class Draw : uint32_t { kUniform, kProportional, kRanked, kShuffled, kRecent };
+
+struct SelectorSpec {
+  Draw draw = Draw::kUniform;
+  double alpha = 0, eps = 0;          // of priorities
+  bool minima = false;                // weights are normalised over the buffer
+  double shrink = 1;                  // of recent windows, and
+  uint64_t period = 1, smallest = 1;  // batches and size of the narrowest
+  uint64_t newest = 0;                // anchors that are in every batch
+  uint32_t max_uses = 0;              // 0: no limit
+  AnchorRule rule;
+  bool ends = false;  // keep how far each transition is from the end of its episode
+
+  bool keeps_priorities() const { return draw == Draw::kProportional || draw == Draw::kRanked; }
+  bool keeps_masses() const { return keeps_priorities() || draw == Draw::kRecent || max_uses != 0 || !rule.all(); }
+};
+
+struct SelectorHeader {
+  uint64_t magic, bytes;
+  uint64_t seed;   // of the reader's own generator
+  uint64_t draws;  // batches drawn so far
+  double largest;  // priority of new anchors
+  uint64_t uses_left;
+  uint64_t epoch, epoch_size, epoch_at;  // shuffled: number, transitions when it began, next of its order
+  uint64_t unused[7];
+};
+static_assert(sizeof(SelectorHeader) == 2 * kCacheLine);
+
+// What of a lane was taken into account.
+struct SelectorLane {
+  uint64_t begin, head;
+  uint64_t ended;  // 1: the newest of it was known to end its episode
+  uint64_t epoch_begin, epoch_head;
+  uint64_t unused[3];
+};
+static_assert(sizeof(SelectorLane) == kCacheLine);
+
+class Selector {
+ public:
+  static constexpr uint64_t kSelectorMagic = 0x31304C4553564C52u;  // "RLVSEL01"
+
+  static uint64_t bytes(const SelectorSpec& spec, const Layout& layout) { return Places(spec, layout).end; }
+
+  // Attaches to zeroed memory, aligned to a cache line.
+  Selector(char* memory, const SelectorSpec& spec, const Arena& arena)
+      : spec_(spec), arena_(arena), memory_(memory), places_(spec, arena.layout()) {
+    const uint64_t rows = arena.layout().rows * arena.layout().spec.lanes;
+    if (spec.draw == Draw::kRanked)
+      masses_.emplace<RankHeap>(memory + places_.masses, rows, spec.alpha);
+    else if (spec.keeps_masses())
+      masses_.emplace<SumTree>(memory + places_.masses, rows, spec.minima);
+  }
+
+  void init(uint64_t seed) {
+    SelectorHeader& state = header();
+    state.magic = kSelectorMagic;
+    state.bytes = places_.end;
+    state.seed = seed;
+    state.largest = 1.0;
+  }
+
+  SelectorHeader& header() const { return *reinterpret_cast<SelectorHeader*>(memory_); }
+  const SelectorSpec& spec() const { return spec_; }
+
+  // Takes into account what was pushed and evicted since the last call. New anchors get the largest priority so far, or
+  // the one of this raw value. O(transitions pushed and evicted since).
+  void sync(std::optional<double> raw = std::nullopt) {
+    if (!spec_.keeps_masses() && !spec_.ends) return;
+    double initial = header().largest;
+    if (raw) {
+      initial = priority(*raw);
+      header().largest = std::max(header().largest, initial);
+    }
+    Changes changes(*this);
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) sync_lane(lane, initial, changes);
+  }
+
+  // Draws the next batch; `masses` (may be null) receives what each anchor was drawn in proportion to. False if there
+  // are fewer draws left than `count`; then nothing changes. At least `newest` must be asked for.
+  bool draw(uint64_t count, Anchor* anchors, double* masses) {
+    sync();
+    if (num_left() < count) return false;
+    SelectorHeader& state = header();
+    stream_ = {state.draws, 0};
+    uint64_t done = take_newest(std::min(spec_.newest, count), anchors);
+    for (uint64_t i = 0; masses && i < done; ++i) masses[i] = mass(anchors[i].row);
+    done = charge(anchors, masses, 0, done);
+    while (done < count) {
+      const uint64_t missing = count - done;
+      draw_some(missing, anchors + done, masses ? masses + done : nullptr);
+      done = charge(anchors, masses, done, missing);
+    }
+    ++state.draws;
+    return true;
+  }
+
+  // Draws still to be had: none if no anchor can be drawn, no end of them without a limit of uses.
+  uint64_t num_left() const {
+    if (spec_.max_uses) return total() > 0 ? header().uses_left : 0;
+    if (!spec_.keeps_masses()) return arena_.header().live ? UINT64_MAX : 0;
+    return total() > 0 ? UINT64_MAX : 0;
+  }
+
+  // The mass that importance weights are relative to, where they are normalised over the buffer.
+  double smallest() const {
+    if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->smallest();
+    if (const auto* heap = std::get_if<RankHeap>(&masses_)) return heap->smallest();
+    return 1.0;
+  }
+
+  // Gives anchors the priorities of these raw values, finite and >= 0; the last one of an id holds. Returns how many
+  // are live anchors; the others are skipped, and so are retired ones.
+  uint64_t update(const int64_t* ids, const double* raw, uint64_t count) {
+    sync();
+    uint64_t live = 0;
+    Changes changes(*this);
+    for (uint64_t i = 0; i < count; ++i) {
+      const auto anchor = arena_.find(ids[i]);
+      if (!anchor || (!spec_.rule.all() && !(mass(anchor->row) > 0) && !spec_.rule.is_anchor(arena_, *anchor)))
+        continue;
+      ++live;
+      const double value = priority(raw[i]);
+      header().largest = std::max(header().largest, value);
+      if (!spec_.max_uses || uses(anchor->row) < spec_.max_uses) changes.add(anchor->row, value);
+    }
+    return live;
+  }
+
+  // True if a batch may contain this live transition as an anchor.
+  bool drawable(const Anchor& anchor) const { return !spec_.keeps_masses() || mass(anchor.row) > 0; }
+
+  // Steps of the transition's episode that follow it in the buffer. O(1); needs `ends`, after a sync.
+  uint64_t steps_after(const Anchor& anchor) const {
+    const uint32_t steps = end(anchor.row);
+    return steps == kOpen ? num_ahead(arena_, anchor) - 1 : steps;
+  }
+  void prefetch_end(uint64_t row) const { __builtin_prefetch(&end(row)); }
+
+ private:
+  static constexpr uint32_t kOpen = UINT32_MAX;
+
+  struct Places {
+    Places(const SelectorSpec& spec, const Layout& layout) {
+      const uint64_t lanes = layout.spec.lanes, rows = lanes * layout.rows;
+      const auto region = [&](uint64_t bytes) {
+        const uint64_t place = end;
+        end = round_up(end + bytes, kCacheLine);
+        return place;
+      };
+      region(sizeof(SelectorHeader));
+      this->lanes = region(lanes * sizeof(SelectorLane));
+      uses = region(spec.max_uses ? rows * sizeof(uint32_t) : 0);
+      ends = region(spec.ends ? rows * sizeof(uint32_t) : 0);
+      end = round_up(end, kPage);
+      if (spec.draw == Draw::kRanked)
+        masses = region(RankHeap::bytes(rows));
+      else if (spec.keeps_masses())
+        masses = region(SumTree::bytes(rows, spec.minima));
+      end = round_up(end, kPage);
+    }
+    uint64_t lanes = 0, uses = 0, ends = 0, masses = 0, end = 0;
+  };
+
+  // Changes of masses, written together: a parent is recomputed once for neighbours.
+  class Changes {
+   public:
+    explicit Changes(Selector& selector) : selector_(selector) {}
+    ~Changes() { flush(); }
+    Changes(const Changes&) = delete;
+    Changes& operator=(const Changes&) = delete;
+
+    // A mass of kAbsent: no anchor any more.
+    void add(uint64_t row, double mass) {
+      rows_[size_] = row;
+      values_[size_] = mass;
+      if (++size_ == kRoom) flush();
+    }
+    void flush() {
+      if (size_ > 0) selector_.put(rows_, values_, size_);
+      size_ = 0;
+    }
+
+   private:
+    static constexpr uint64_t kRoom = 512;
+    Selector& selector_;
+    uint64_t size_ = 0;
+    uint64_t rows_[kRoom];
+    double values_[kRoom];
+  };
+  static constexpr double kAbsent = -1.0;
+
+  SelectorLane& lane(uint64_t lane) const {
+    return *reinterpret_cast<SelectorLane*>(memory_ + places_.lanes + lane * sizeof(SelectorLane));
+  }
+  uint32_t& uses(uint64_t row) const { return reinterpret_cast<uint32_t*>(memory_ + places_.uses)[row]; }
+  uint32_t& end(uint64_t row) const { return reinterpret_cast<uint32_t*>(memory_ + places_.ends)[row]; }
+
+  double mass(uint64_t row) const {
+    if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->mass(row);
+    if (const auto* heap = std::get_if<RankHeap>(&masses_)) return heap->mass(row);
+    return 1.0;
+  }
+  double total() const {
+    if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->total();
+    if (const auto* heap = std::get_if<RankHeap>(&masses_)) return heap->total();
+    return 0.0;
+  }
+
+  // Schaul et al. 2016, section 3.3; zero stays zero under every alpha.
+  double priority(double raw) const {
+    if (spec_.draw == Draw::kRanked) return raw;
+    if (spec_.draw != Draw::kProportional) return 1.0;
+    const double sum = raw + spec_.eps;
+    if (sum == 0) return 0;
+    return std::clamp(std::pow(sum, spec_.alpha), std::numeric_limits<double>::min(), kLargestPriority);
+  }
+  static constexpr double kLargestPriority = 1e280;  // the sum of 2^62 of them is finite
+
+  void put(const uint64_t* rows, const double* values, uint64_t count) {
+    if (spec_.max_uses) {
+      for (uint64_t i = 0; i < count; ++i) {
+        // One after the other: a row may come twice, and what is left depends on what was there.
+        const bool before = mass(rows[i]) > 0;
+        write(rows + i, values + i, 1);
+        const bool after = mass(rows[i]) > 0;
+        const uint64_t left = spec_.max_uses - uses(rows[i]);
+        if (after && !before) header().uses_left += left;
+        if (before && !after) header().uses_left -= left;
+      }
+    } else {
+      write(rows, values, count);
+    }
+  }
+  void write(const uint64_t* rows, const double* values, uint64_t count) {
+    if (auto* tree = std::get_if<SumTree>(&masses_)) tree->set(rows, values, count);
+    if (auto* heap = std::get_if<RankHeap>(&masses_)) heap->set(rows, values, count);
+  }
+
+  void sync_lane(uint64_t number, double initial, Changes& changes) {
+    SelectorLane& seen = lane(number);
+    const LaneHeader state = arena_.lane(number);
+    const bool follows_episodes = spec_.ends || !spec_.rule.all();
+    const auto is_end = [&](uint64_t time) {
+      return follows_episodes && arena_.words(arena_.anchor(number, state, time).row).final != 0;
+    };
+    const bool in_sync = seen.begin == state.begin && seen.head == state.head;
+    if (in_sync && (!follows_episodes || seen.ended || state.head == state.begin || !is_end(state.head - 1))) return;
+
+    forget(number, state, seen, changes);
+    const bool had_open = seen.head > state.begin && !seen.ended;
+    if (had_open && is_end(seen.head - 1)) ended(number, state, seen.head - 1, initial, changes);
+    for (uint64_t time = std::max(seen.head, state.begin); time < state.head; ++time) {
+      const uint64_t row = arena_.anchor(number, state, time).row;
+      if (spec_.max_uses) {
+        changes.flush();  // the row's former transition is gone before its uses are
+        uses(row) = 0;
+      }
+      if (spec_.ends) end(row) = kOpen;
+      if (spec_.keeps_masses())
+        spec_.rule.arrived(arena_, number, state, time,
+                           [&](const Anchor& anchor) { changes.add(anchor.row, initial); });
+      if (is_end(time)) ended(number, state, time, initial, changes);
+    }
+    seen.begin = state.begin;
+    seen.head = state.head;
+    seen.ended = state.head > state.begin && is_end(state.head - 1);
+  }
+
+  // Transitions that were evicted are no anchors any more.
+  void forget(uint64_t number, const LaneHeader& state, const SelectorLane& seen, Changes& changes) {
+    if (!spec_.keeps_masses()) return;
+    const uint64_t rows = arena_.layout().rows, base = number * rows;
+    const uint64_t last = std::min(state.begin, seen.head);
+    const uint64_t first = last > seen.begin + rows ? last - rows : seen.begin;
+    for (uint64_t time = first; time < last; ++time)
+      changes.add(arena_.before(base + state.head_row, base, (state.head - time) % rows), kAbsent);
+  }
+
+  void ended(uint64_t number, const LaneHeader& state, uint64_t time, double initial, Changes& changes) {
+    if (spec_.ends) {
+      const Anchor last = arena_.anchor(number, state, time);
+      const uint64_t steps = std::min<uint64_t>(position(arena_.words(last.row)), time - state.begin);
+      for (uint64_t back = 0; back <= steps; ++back)
+        end(arena_.before(last.row, last.lane_base, back)) = static_cast<uint32_t>(back);
+    }
+    if (spec_.keeps_masses())
+      spec_.rule.ended(arena_, number, state, time, [&](const Anchor& anchor) { changes.add(anchor.row, initial); });
+  }
+
+  // The newest anchors that may be drawn, newest first. Returns how many there are, at most `count`.
+  uint64_t take_newest(uint64_t count, Anchor* anchors) const {
+    const uint64_t lanes = arena_.layout().spec.lanes;
+    uint64_t done = 0, first = UINT64_MAX, last = 0;
+    if (count == 0) return 0;
+    for (uint64_t number = 0; number < lanes; ++number) {
+      first = std::min(first, arena_.lane(number).begin);
+      last = std::max(last, arena_.lane(number).head);
+    }
+    for (uint64_t time = last; time-- > first;) {
+      for (uint64_t number = lanes; number-- > 0;) {
+        const LaneHeader& state = arena_.lane(number);
+        if (time < state.begin || time >= state.head) continue;
+        const Anchor anchor = arena_.anchor(number, state, time);
+        if (!drawable(anchor)) continue;
+        anchors[done] = anchor;
+        if (++done == count) return done;
+      }
+    }
+    return done;
+  }
+
+  // Counts a use of each of the `count` anchors after the first `done`, and drops those that are used up: returns the
+  // number of anchors that stand.
+  uint64_t charge(Anchor* anchors, double* masses, uint64_t done, uint64_t count) {
+    if (!spec_.max_uses) return done + count;
+    const uint64_t last = done + count;
+    for (uint64_t i = done; i < last; ++i) {
+      const uint64_t row = anchors[i].row;
+      if (uses(row) == spec_.max_uses) continue;  // drawn twice in one go, the second time in vain
+      anchors[done] = anchors[i];
+      if (masses) masses[done] = masses[i];
+      ++done;
+      --header().uses_left;
+      if (++uses(row) == spec_.max_uses) write(&row, &kAbsent, 1);
+    }
+    return done;
+  }
+
+  uint64_t random() {  // the next 64 bits of this batch
+    if (stream_[1] % 2 == 0) pair_ = philox2x64({stream_[0], stream_[1] / 2}, header().seed);
+    return pair_[stream_[1]++ % 2];
+  }
+  // Uniform in [0, 1).
+  double fraction() { return static_cast<double>(random() >> 11) * 0x1p-53; }
+
+  void draw_some(uint64_t count, Anchor* anchors, double* masses) {
+    if (spec_.draw == Draw::kShuffled) {
+      walk_epoch(count, anchors);
+      std::fill_n(masses, masses ? count : 0, 1.0);
+    } else if (!spec_.keeps_masses()) {
+      draw_uniform(arena_, header().seed, stream_[0], count, anchors);
+      std::fill_n(masses, masses ? count : 0, 1.0);
+    } else {
+      draw_masses(count, anchors, masses);
+    }
+  }
+
+  // Draws in proportion to the masses: one from each of `count` equal parts of their sum where there are priorities
+  // (Schaul et al. 2016, appendix B.2.1), else independently.
+  void draw_masses(uint64_t count, Anchor* anchors, double* masses) {
+    targets_.resize(count);
+    rows_.resize(count);
+    if (spec_.draw == Draw::kRecent) {
+      aim_recent();
+    } else {
+      const double sum = total(), last = std::nextafter(sum, 0.0);
+      for (uint64_t i = 0; i < count; ++i) {
+        const double at =
+            spec_.keeps_priorities() ? (static_cast<double>(i) + fraction()) / static_cast<double>(count) : fraction();
+        targets_[i] = std::min(at * sum, last);
+      }
+    }
+    if (const auto* tree = std::get_if<SumTree>(&masses_)) tree->find(targets_.data(), count, rows_.data());
+    if (const auto* heap = std::get_if<RankHeap>(&masses_)) heap->find(targets_.data(), count, rows_.data());
+    for (uint64_t i = 0; i < count; ++i) {
+      anchors[i] = arena_.anchor_at(rows_[i]);
+      if (masses) masses[i] = mass(rows_[i]);
+    }
+  }
+
+  // Aims at anchors among the newest c of the N transitions, c = max(N * shrink^(1000 k / period), smallest) for batch
+  // k of a period: Wang & Ross 2019, section 4. A window without an anchor is doubled until it has one.
+  void aim_recent() {
+    const auto& tree = std::get<SumTree>(masses_);
+    const auto live = static_cast<double>(arena_.header().live);
+    const auto k = static_cast<double>(stream_[0] % spec_.period + 1);
+    double share = std::pow(spec_.shrink, 1000.0 * k / static_cast<double>(spec_.period));
+    share = std::min(1.0, std::max(share, static_cast<double>(spec_.smallest) / live));
+    struct Stretch {
+      double start, end;  // of the tree's masses; `end` counts those of the stretches before too
+    };
+    std::vector<Stretch> stretches;
+    double sum = 0;
+    for (; sum == 0; share = std::min(1.0, 2 * share)) {
+      stretches.clear();
+      for (uint64_t number = 0; number < arena_.layout().spec.lanes; ++number) {
+        const LaneHeader& state = arena_.lane(number);
+        const uint64_t length = state.head - state.begin, base = number * arena_.layout().rows;
+        const auto width = std::min(length, static_cast<uint64_t>(std::ceil(share * static_cast<double>(length))));
+        if (width == 0) continue;
+        const uint64_t head = base + state.head_row, first = arena_.before(head, base, width);
+        const auto add = [&](uint64_t from, uint64_t to) {
+          const double start = tree.before(from);
+          sum += tree.before(to) - start;
+          stretches.push_back({start, sum});
+        };
+        if (first < head) {
+          add(first, head);
+        } else {
+          add(first, base + arena_.layout().rows);
+          add(base, head);
+        }
+      }
+    }
+    for (double& target : targets_) {
+      // Masses are ones: sums and differences of whole numbers below 2^53 are exact.
+      const double at = std::min(fraction() * sum, std::nextafter(sum, 0.0));
+      const auto inside = [at](const Stretch& stretch) { return stretch.end <= at; };
+      const auto found = std::find_if_not(stretches.begin(), stretches.end(), inside);
+      target = found->start + (at - (found == stretches.begin() ? 0.0 : (found - 1)->end));
+    }
+  }
+
+  // Goes on in the order of the epoch; a new one begins where it ends. At least one anchor must be drawable.
+  void walk_epoch(uint64_t count, Anchor* anchors) {
+    SelectorHeader& state = header();
+    const uint64_t lanes = arena_.layout().spec.lanes;
+    std::vector<uint64_t> ends;
+    std::optional<Permutation> order;
+    const auto open = [&] {  // of an epoch that is under way
+      ends.clear();
+      for (uint64_t number = 0; number < lanes; ++number)
+        ends.push_back((ends.empty() ? 0 : ends.back()) + lane(number).epoch_head - lane(number).epoch_begin);
+      order.emplace(state.epoch_size, state.epoch, state.seed);
+    };
+    if (state.epoch_at < state.epoch_size) open();
+    for (uint64_t done = 0; done < count;) {
+      if (state.epoch_at == state.epoch_size) {
+        begin_epoch();
+        open();
+      }
+      const uint64_t at = (*order)(state.epoch_at++);
+      const uint64_t number = lanes == 1 ? 0 : std::upper_bound(ends.begin(), ends.end(), at) - ends.begin();
+      const uint64_t time = lane(number).epoch_head - (ends[number] - at);
+      const LaneHeader& now = arena_.lane(number);
+      if (time < now.begin) continue;  // evicted since
+      const Anchor anchor = arena_.anchor(number, now, time);
+      if (drawable(anchor)) anchors[done++] = anchor;
+    }
+  }
+
+  void begin_epoch() {
+    SelectorHeader& state = header();
+    ++state.epoch;
+    state.epoch_at = state.epoch_size = 0;
+    for (uint64_t number = 0; number < arena_.layout().spec.lanes; ++number) {
+      const LaneHeader& now = arena_.lane(number);
+      lane(number).epoch_begin = now.begin;
+      lane(number).epoch_head = now.head;
+      state.epoch_size += now.head - now.begin;
+    }
+  }
+
+  SelectorSpec spec_;
+  Arena arena_;
+  char* memory_;
+  Places places_;
+  std::variant<std::monostate, SumTree, RankHeap> masses_;
+  std::array<uint64_t, 2> stream_{}, pair_{};  // batch, and numbers drawn for it
+  std::vector<double> targets_;                // kept for their memory
+  std::vector<uint64_t> rows_;
+};
+
+}  // namespace relive

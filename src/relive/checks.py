@@ -1,0 +1,48 @@
+"""Values that users pass, checked where they are passed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from relive.errors import ConfigError
+
+
+def integer(owner: str, name: str, value: Any, low: int, high: int) -> int:
+    """The value as an int.
+
+    Raises:
+        ConfigError: it is no integer in [low, high].
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{owner}: expected {name} to be an integer in [{low}, {high}], got {value!r}.")
+    return int(value)
+
+
+def number(owner: str, name: str, value: Any, low: float, high: float) -> float:
+    """The value as a float.
+
+    Raises:
+        ConfigError: it is no number in [low, high], or not finite.
+    """
+    if (
+        not isinstance(value, int | float | np.integer | np.floating)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
+        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"of at least {low:g}, finite"
+        raise ConfigError(f"{owner}: expected {name} to be a number {bounds}, got {value!r}.")
+    return float(value)
+
+
+def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses another value.
+
+    Raises:
+        ConfigError: it is none of the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{owner}: expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
