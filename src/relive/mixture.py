@@ -356,7 +356,7 @@ def _ids(ids: Any) -> NDArray[np.int64]:
     wanted = as_array(_on_cpu(ids), "ids", "int64 (B,)")
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-    return wanted.astype(np.int64)
+    return wanted.astype(np.int64, copy=False)
 
 
 def _errors(abs_td: Any, count: int) -> NDArray[Any]:

@@ -277,6 +277,7 @@ def test_many_threads_share_an_iterator():
 
 
 HEAD = (
+    "import atexit; atexit.register(lambda: [next(iterator, None) for _ in range(9)])\n"  # after relive's own
     "import os, sys, threading, numpy as np, relive\n"
     "buffer = relive.ReplayBuffer(500, seed=0)\n"
     "frame = np.zeros((84, 84), np.uint8)\n"
@@ -290,9 +291,10 @@ HEAD = (
     "code",
     [
         "",
-        "iterator.itself = iterator; del iterator\n",
+        "iterator.itself = iterator; iterator = iter(())\n",
         "next(iterator); sys.exit()\n",
         "import torch; other = buffer.batches(64, prefetch=3, output='torch'); next(other)\n",
+        "iterator.close()\n",
         "threading.Thread(target=lambda: [None for _ in iterator], daemon=True).start()\n",
     ],
 )
