@@ -230,13 +230,10 @@ class Mixture:
 
     def _counts(self, n: int) -> list[int]:
         """The parts' numbers of rows in the next batch of `n`: systematic rounding."""
-        bounds = [n * upto for upto in self._upto]
-        offset = 0.0
-        if not all(map(float.is_integer, bounds)):
-            self._state["state"]["counter"][0] = self._drawn
-            self._philox.state = self._state  # as Philox(key=seed, counter=k), which takes ten times as long
-            offset = (int(self._philox.random_raw()) >> 11) * 2.0**-53  # uniform over [0, 1)
-        return [below - above for above, below in pairwise(math.floor(bound + offset) for bound in bounds)]
+        self._state["state"]["counter"][0] = self._drawn
+        self._philox.state = self._state  # as Philox(key=seed, counter=k), which takes ten times as long
+        offset = (int(self._philox.random_raw()) >> 11) * 2.0**-53  # uniform over [0, 1)
+        return [below - above for above, below in pairwise(math.floor(n * upto + offset) for upto in self._upto)]
 
     def _draw(self, n: int, counts: list[int], beta: float | None) -> dict[str, Any]:
         """The fields of a batch; ids are still the parts' own."""
