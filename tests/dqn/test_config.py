@@ -50,6 +50,13 @@ def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: 
         ({"seed": -1}, r"seed: expected an integer >= 0, got -1"),
         ({"threads": 0}, r"threads: expected an integer >= 1"),
         ({"stack": True}, r"stack: expected an integer >= 1, got True"),
+        ({"sampler": "rank"}, r"sampler: expected one of uniform, prioritized, rank-based, got 'rank'"),
+        ({"priority_alpha": -0.1}, r"priority_alpha: expected a number in \[0, 100\], got -0.1"),
+        ({"priority_alpha": float("nan")}, r"priority_alpha: expected a number in \[0, 100\], got nan"),
+        ({"priority_beta": 1.1}, r"priority_beta: expected a number in \[0, 1\], got 1.1"),
+        ({"priority_eps": 0.0}, r"priority_eps: expected a finite number > 0, got 0.0"),
+        ({"newest": -1}, r"newest: expected an integer >= 0, got -1"),
+        ({"newest": 65}, r"newest: expected at most batch_size=64, got 65"),
     ],
 )
 def test_runs_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
@@ -57,9 +64,24 @@ def test_runs_that_make_no_sense_are_refused(change: dict[str, Any], message: st
         TrainConfig(**{"env": "CartPole-v1", **change})
 
 
-@pytest.mark.parametrize("config", [TrainConfig(env="X-v0"), *PRESETS.values()], ids=lambda config: config.env)
+PRIORITIZED = TrainConfig(
+    env="X-v1", sampler="rank-based", priority_alpha=0.7, priority_beta=0.5, priority_eps=0.01, newest=2
+)
+
+
+@pytest.mark.parametrize(
+    "config", [TrainConfig(env="X-v0"), PRIORITIZED, *PRESETS.values()], ids=lambda config: config.env
+)
 def test_a_config_survives_json(config: TrainConfig) -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_config_written_before_there_were_samplers_is_a_uniform_run() -> None:
+    """Bug: the runs of an older version can be neither evaluated nor plotted."""
+    data = TrainConfig(env="X-v0").to_dict()
+    for name in ("sampler", "priority_alpha", "priority_beta", "priority_eps", "newest"):
+        del data[name]
+    assert TrainConfig.from_dict(data) == TrainConfig(env="X-v0", sampler="uniform", newest=0)
 
 
 @pytest.mark.parametrize("data", [{"env": "X-v0", "speed": 1}, {"env": "X-v0", "agent": {"speed": 1}}, {}])

@@ -15,12 +15,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import relive
-from relive.dqn import AgentConfig, TrainConfig, preset
+from relive.dqn import AgentConfig, TrainConfig, Update, preset
 from relive.errors import ConfigError
 from relive.train import evaluate, load_config, load_policy, plot_runs, train
 from relive.train.environments import make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Act, Evaluation
-from relive.train.log import read_metrics
+from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Progress, Trainer
 from relive.train.plot import smooth
 from relive.train.rundir import CONTENTS
@@ -66,6 +66,86 @@ def test_a_run_is_a_function_of_its_config(tmp_path: Path, num_envs: int) -> Non
     assert np.array_equal(metrics_but_times(tmp_path / "a"), metrics_but_times(tmp_path / "b"), equal_nan=True)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+PRIORITIZED = replace(TINY, sampler="prioritized", num_envs=4)
+
+
+@pytest.mark.parametrize("config", [PRIORITIZED, replace(PRIORITIZED, sampler="rank-based", newest=2)], ids=str)
+def test_a_prioritized_run_is_a_function_of_its_config(tmp_path: Path, config: TrainConfig) -> None:
+    """Bug: priorities, or the draws from them, that depend on anything but the run; a setting parsed and ignored."""
+    others = {
+        "uniform": replace(config, sampler="uniform"),
+        "alpha": replace(config, priority_alpha=0.9),
+        "beta": replace(config, priority_beta=0.9),
+        "newest": replace(config, newest=5),
+    }
+    train(config, tmp_path / "a")
+    train(config, tmp_path / "b")
+    assert np.array_equal(metrics_but_times(tmp_path / "a"), metrics_but_times(tmp_path / "b"), equal_nan=True)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert load_config(tmp_path / "a") == config
+    for name, other in others.items():
+        train(other, tmp_path / name)
+        assert not same(weights(tmp_path / "a"), weights(tmp_path / name)), name
+
+
+def test_a_uniform_run_knows_nothing_of_priorities(tmp_path: Path) -> None:
+    """Bug: weights of one, priorities kept in vain, or the settings of another sampler that matter after all."""
+    train(TINY, tmp_path / "a")
+    train(replace(TINY, priority_alpha=0.9, priority_beta=0.9, priority_eps=0.1), tmp_path / "b")
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    trainer, drawn, given, betas = watched(TINY, tmp_path)
+    assert len(drawn) == 100
+    assert given == []
+    assert set(betas) == {None}
+    assert all("weight" not in vars(batch) for batch, _ in drawn)
+    assert trainer.buffer.sampler == relive.Uniform()
+
+
+def watched(
+    config: TrainConfig, run_dir: Path
+) -> tuple[Trainer, list[tuple[relive.Batch, Update]], list[tuple[Any, Any]], list[float | None]]:
+    """Train for 600 steps by hand; note every batch with its update, priorities given, and beta of every draw."""
+    trainer = Trainer(config, make_training_envs(config.env, config.num_envs), run_dir, StopRequest(), lambda _: None)
+    drawn: list[tuple[relive.Batch, Update]] = []
+    given: list[tuple[Any, Any]] = []
+    betas: list[float | None] = []
+    update, update_priorities = trainer.agent.update, trainer.buffer.update_priorities
+    sample = trainer.buffer.sample
+
+    def watched_sample(n: int, *, beta: float | None, **how: Any) -> relive.Batch:
+        betas.append(beta)
+        return sample(n, beta=beta, **how)
+
+    def watched_update(batch: Any) -> Update:
+        drawn.append((batch, update(batch)))
+        return drawn[-1][1]
+
+    def watched_priorities(ids: Any, abs_td: Any) -> int:
+        given.append((ids.clone(), abs_td.clone()))
+        return update_priorities(ids, abs_td)
+
+    trainer.agent.update = watched_update  # type: ignore[method-assign]
+    trainer.buffer.update_priorities = watched_priorities  # type: ignore[method-assign]
+    trainer.buffer.sample = watched_sample  # type: ignore[method-assign]
+    with RunLog(run_dir) as log:
+        while trainer.state.step < 600:
+            trainer.advance(log)
+    return trainer, drawn, given, betas
+
+
+def test_every_batch_is_weighted_and_gives_its_errors_back(tmp_path: Path) -> None:
+    """Bug: errors of other transitions, signed or weighted ones; weights drawn and dropped; beta that stands still."""
+    config = replace(PRIORITIZED, num_envs=1, priority_alpha=0.8, priority_eps=0.01, priority_beta=0.0)
+    trainer, drawn, given, betas = watched(config, tmp_path)
+    assert trainer.buffer.sampler == relive.Prioritized(0.8, 0.01)
+    assert len(drawn) == len(given) == 100
+    for (batch, update), (ids, abs_td) in zip(drawn, given, strict=True):
+        assert torch.equal(ids, batch.ids)
+        assert torch.equal(abs_td, update.delta.abs())
+        assert update.weight is batch.weight
+    assert betas == [step / 800 for step in range(204, 604, 4)]
 
 
 def test_evaluating_more_often_changes_no_training(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relive.dqn import TrainConfig
-from relive.train.schedules import epsilon_at, updates_owed
+from relive.train.schedules import beta_at, epsilon_at, updates_owed
 
 
 def test_epsilon_falls_in_a_straight_line_and_stays() -> None:
@@ -22,6 +22,12 @@ def test_actions_are_random_until_learning_starts() -> None:
     """Bug: an untrained network choosing the first transitions."""
     config = TrainConfig("E", steps=1000, learning_starts=100, epsilon_end=0.0, epsilon_fraction=0.0)
     assert [epsilon_at(config, step) for step in (0, 99, 100)] == [1.0, 1.0, 0.0]
+
+
+def test_beta_rises_in_a_straight_line_to_one_at_the_last_step_and_stays() -> None:
+    """Bug: 1 reached when the warm-up or epsilon's decay ends, or passed by steps of several environments."""
+    config = TrainConfig("E", steps=1000, learning_starts=300, priority_beta=0.4)
+    assert [beta_at(config, step) for step in (0, 250, 500, 1000, 1003)] == pytest.approx([0.4, 0.55, 0.7, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.29, 1.0, 1.13, 4.0])

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from relive.errors import ConfigError
 
 NetworkName = Literal["auto", "mlp", "nature", "minatar"]
+SamplerName = Literal["uniform", "prioritized", "rank-based"]
 
 
 def _require(ok: bool, subject: str, expected: str, got: object) -> None:
@@ -106,6 +107,11 @@ class TrainConfig:
 
     Raises:
         ConfigError: a value outside its range, or two that contradict each other.
+
+    Papers: Schaul et al. 2016 (arXiv:1511.05952), section 3.3 (the two prioritized samplers) and 3.4 (importance
+    weights, beta annealed to 1); Zhang & Sutton 2017 (arXiv:1712.01275; `newest`). Deviations from the former: the
+    learning rate is that of uniform replay (the paper divides it by 4, section 4); |delta| is not clipped to 1 before
+    it becomes a priority; weights are divided by the largest of the batch.
     """
 
     env: str
@@ -118,6 +124,16 @@ class TrainConfig:
     """Observations stacked into one, assembled by the buffer (frames: 4)."""
     capacity: int = 100_000
     """Transitions that the buffer holds; a multiple of num_envs."""
+    sampler: SamplerName = "uniform"
+    """How batches are drawn: uniformly, by priority |TD error|, or by its rank (Schaul et al. 2016)."""
+    priority_alpha: float = 0.6
+    """How much priorities matter: 0 is uniform. The paper has 0.6 for prioritized, 0.7 for rank-based."""
+    priority_beta: float = 0.4
+    """Exponent of the importance weights at the first step; rises in a straight line to 1 at step `steps`."""
+    priority_eps: float = 1e-6
+    """Added to |TD error|, so that no transition is out of reach (sampler=prioritized)."""
+    newest: int = 0
+    """Newest transitions in every batch, whatever the sampler: 1 is combined experience replay."""
     learning_starts: int = 1_000
     """Environment steps before the first update; actions are random until then."""
     replay_ratio: float = 1.0
@@ -160,6 +176,14 @@ class TrainConfig:
         _require_int("learning_starts", self.learning_starts, 0)
         _require_int("seed", self.seed, 0)
         _require_positive("replay_ratio", self.replay_ratio)
+        samplers = get_args(SamplerName)
+        _require(self.sampler in samplers, "sampler", f"one of {', '.join(samplers)}", self.sampler)
+        _require(0.0 <= self.priority_alpha <= 100.0, "priority_alpha", "a number in [0, 100]", self.priority_alpha)
+        _require_unit("priority_beta", self.priority_beta)
+        _require_positive("priority_eps", self.priority_eps)
+        _require_int("newest", self.newest, 0)
+        batch_size = self.agent.batch_size
+        _require(self.newest <= batch_size, "newest", f"at most batch_size={batch_size}", self.newest)
         for name in ("epsilon_start", "epsilon_end", "epsilon_fraction"):
             _require_unit(name, getattr(self, name))
         for name in ("stop_return", "threshold"):

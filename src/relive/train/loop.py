@@ -14,12 +14,13 @@ import torch
 import relive
 from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError
+from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
 from relive.train.environments import Envs, make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate, greedy
 from relive.train.log import Row, RunLog
 from relive.train.plot import plot_runs
 from relive.train.rundir import CURVE, claim_run_dir, load_weights, save_config, save_weights
-from relive.train.schedules import epsilon_at, updates_owed
+from relive.train.schedules import beta_at, epsilon_at, updates_owed
 from relive.train.state import FrameStack, LoopState, LossMeter
 from relive.train.stop import StopRequest
 from relive.train.summary import Result, save_result
@@ -75,8 +76,11 @@ class Trainer:
         self.greedy = greedy(self.agent, envs.single_action_space)
         schema = relive.Schema.from_env(envs)
         view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
-        relive.plan(schema, config.capacity, view)  # refuses a capacity that would run out of memory half way
-        self.buffer = relive.ReplayBuffer(config.capacity, schema, view=view, seed=config.seed)
+        sampler = _sampler(config)
+        # Refuses a capacity that would run out of memory half way.
+        relive.plan(schema, config.capacity, view, sampler=sampler)
+        self.buffer = relive.ReplayBuffer(config.capacity, schema, view=view, sampler=sampler, seed=config.seed)
+        self._by_priority = config.sampler != "uniform"
         self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
         self.writer = self.buffer.writer(envs)
         obs, _ = envs.reset(seed=config.seed)
@@ -140,8 +144,12 @@ class Trainer:
             state.fresh.extend(returns)
 
     def _learn(self) -> None:
-        batch = self.buffer.sample(self.config.agent.batch_size, output="torch", device=self.config.device)
+        config = self.config
+        beta = beta_at(config, self.state.step) if self._by_priority else None
+        batch = self.buffer.sample(config.agent.batch_size, beta=beta, output="torch", device=config.device)
         update = self.agent.update(batch)
+        if self._by_priority:
+            self.buffer.update_priorities(batch.ids, update.abs_td)  # on a GPU the one thing that waits for it
         if self.state.meter.empty or self.state.updates % METER_EVERY == 0:
             self.state.meter.add(update)
         self.state.updates += 1
@@ -208,6 +216,16 @@ class Trainer:
         if self.state.step > self.state.row_step:
             self._write_row(log, None)
         save_weights(self.run_dir, "last", self.agent)
+
+
+def _sampler(config: TrainConfig) -> BuiltIn:
+    """How the run draws its batches."""
+    alpha, newest = config.priority_alpha, config.newest
+    if config.sampler == "prioritized":
+        return Prioritized(alpha, config.priority_eps, newest=newest)
+    if config.sampler == "rank-based":
+        return RankBased(alpha, newest=newest)
+    return Uniform(newest=newest)
 
 
 def _check_device(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What the step number alone decides: how random the actions are, and how many updates are owed."""
+"""What the step number alone decides: how random actions are, how much weights correct, how many updates are owed."""
 
 from fractions import Fraction
 
@@ -17,6 +17,16 @@ def epsilon_at(config: TrainConfig, step: int) -> float:
     if step >= decay:
         return config.epsilon_end
     return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * step / decay
+
+
+def beta_at(config: TrainConfig, step: int) -> float:
+    """Exponent of the importance weights after `step` environment steps.
+
+    A straight line from `priority_beta` at step 0 to 1 at step `steps`, then constant.
+
+    Paper: Schaul et al. 2016 (arXiv:1511.05952), section 3.4.
+    """
+    return config.priority_beta + (1.0 - config.priority_beta) * min(1.0, step / config.steps)
 
 
 def updates_owed(config: TrainConfig, step: int) -> int:
