@@ -14,8 +14,8 @@ from relive.errors import (
     SchemaError,
     StaleIdError,
 )
-from relive.samplers import Prioritized, Shuffled, Uniform
 from relive.mixture import Mixture
+from relive.samplers import Prioritized, Shuffled, Uniform
 from relive.schema import Field, Schema
 from relive.storage import Memory, Plan, plan
 from relive.views import Hindsight, Sequences, Transitions
@@ -23,22 +23,22 @@ from relive.views import Hindsight, Sequences, Transitions
 __version__ = "0.1.0"
 
 __all__ = [
-    "Shuffled",
-    "Sequences",
-    "Prioritized",
-    "Mixture",
-    "Hindsight",
     "Batch",
     "ConfigError",
     "Field",
+    "Hindsight",
     "Memory",
+    "Mixture",
     "NotEnoughDataError",
     "Plan",
+    "Prioritized",
     "ProtocolError",
     "ReplayBuffer",
     "ReplayError",
     "Schema",
     "SchemaError",
+    "Sequences",
+    "Shuffled",
     "StaleIdError",
     "Transitions",
     "Uniform",

@@ -129,8 +129,8 @@ class ReplayBuffer:
             truncated: True if the episode was cut for another reason (a time limit): targets bootstrap from next_obs.
             lane: which lane.
             mask: bool [lanes], False for lanes to leave out of a step.
-            priority: |delta| to begin with, finite and at least 0, for samplers that keep priorities; for a step one, or
-                one for each lane. None gives the largest priority so far.
+            priority: |delta| to begin with, finite and at least 0, for samplers that keep priorities; for a step one,
+                or one for each lane. None gives the largest priority so far.
             **extras: the extra fields of the schema, all of them.
 
         Returns:
@@ -151,7 +151,9 @@ class ReplayBuffer:
                     return new_id
             else:
                 ids = np.empty(self._lanes, np.int64)
-                if self._core.append_many(-1, None, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail):
+                if self._core.append_many(
+                    -1, None, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail
+                ):
                     return ids
         is_step = lane is None and (self._lanes > 1 or self._has_lead(obs))
         count = self._lanes if is_step else None
@@ -268,8 +270,8 @@ class ReplayBuffer:
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
         """Gives transitions (or sequences) new priorities.
 
-        Ids that are not live any more are skipped, so that no priority ever lies on a transition it was not meant for. Of
-        an id that comes several times the last value holds.
+        Ids that are not live any more are skipped, so that no priority ever lies on a transition it was not meant for.
+        Of an id that comes several times the last value holds.
 
         Args:
             ids: int64 [B], as a batch of this buffer has them; an array or a tensor.
@@ -339,13 +341,11 @@ class ReplayBuffer:
         """
         if self._schema is None:
             raise ConfigError("reader: expected a schema, got none yet. Give the buffer one, or push first.")
-        view, sampler = check_axes(
-            self._view if view is None else view, self._sampler if sampler is None else sampler
-        )
+        view, sampler = check_axes(self._view if view is None else view, self._sampler if sampler is None else sampler)
         if history(self._schema, view) > history(self._schema, self._view):
             raise ConfigError(
-                f"reader: expected a stack of at most {self._view.stack}, the frames this buffer keeps before its oldest "
-                f"transition, got {view.stack}. Give the buffer a view with stack={view.stack}."
+                f"reader: expected a stack of at most {self._view.stack}, the frames this buffer keeps before its "
+                f"oldest transition, got {view.stack}. Give the buffer a view with stack={view.stack}."
             )
         with self._building:
             number = self._num_readers
@@ -493,10 +493,10 @@ class ReplayBuffer:
             one = "a finite number of at least 0"
             raise SchemaError(f"priority: expected {one}{f', or {count} of them' if many else ''}, got {priority!r}.")
         if not keeps_priorities(self._sampler):
-            raise ConfigError(f"priority: expected none, got {priority}; {self._sampler} keeps no priorities.")
+            raise ConfigError(f"priority: expected none, got {priority!r}; {self._sampler} keeps no priorities.")
         if isinstance(self._view, Sequences):
             raise ConfigError(
-                f"priority: expected none, got {priority}; a sequence's priority is not that of one of its steps. "
+                f"priority: expected none, got {priority!r}; a sequence's priority is not that of one of its steps. "
                 "Use update_priorities."
             )
         return np.require(np.broadcast_to(raw, count), np.float64, ["C"])

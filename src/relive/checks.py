@@ -27,6 +27,8 @@ def number(owner: str, name: str, value: Any, low: float, high: float) -> float:
     Raises:
         ConfigError: it is no number in [low, high], or not finite.
     """
+    if value.__class__ is float and low <= value <= high and value < math.inf:
+        return float(value)  # nearly always
     if (
         not isinstance(value, int | float | np.integer | np.floating)
         or isinstance(value, bool)

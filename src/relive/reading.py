@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import FLAG, REWARD, Field, Schema, Tree, flatten, leaves, unflatten
+from relive.trees import map_tree
 from relive.views import Sequences, Transitions, View
 
 Output = Literal["numpy", "torch"]
@@ -48,6 +49,7 @@ class Reader:
         self._core = core
         self._native = Native(core, *memory, options(schema, view, sampler), seed, primary)
         self._schema, self._view, self._sampler, self._seed = schema, view, sampler, seed
+        self._custom = None if isinstance(sampler, BuiltIn) else sampler
         self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
         self._drawing = threading.Lock()  # around a user's sampler
         self._relabels = isinstance(view, Transitions) and view.relabel is not None
@@ -68,21 +70,24 @@ class Reader:
         out: Batch | None = None,
     ) -> Batch:
         """Draws a minibatch, see `ReplayBuffer.sample`."""
-        memory = self._memory_of(out, output, device, beta)
         if beta is not None:
             beta = number("sample", "beta", beta, 0, np.inf)
+        memory = self._memory_of(out, output, device, beta)
         try:
             size = operator.index(n)
-            if size < max(1, self._newest):
-                raise _bad_size(n, self._newest)
-            if isinstance(self._sampler, BuiltIn):
-                arrays: Any = self._native.sample(size, beta, memory)
-            else:
-                arrays = self._draw(self._sampler, size, beta, memory)
-        except (TypeError, ValueError, MemoryError) as error:
-            raise error if isinstance(error, ConfigError | SchemaError) else _bad_size(n, self._newest) from error
-        except IndexError as error:
-            raise error if isinstance(error, NotEnoughDataError) else self._bad_out(error) from error
+        except TypeError as error:
+            raise _bad_size(n, self._newest) from error
+        if size < max(1, self._newest):
+            raise _bad_size(n, self._newest)
+        if self._custom is not None:
+            arrays: Any = self._draw(self._custom, size, beta, memory)
+        else:
+            try:
+                arrays = self._native.sample(size, beta, memory)
+            except (TypeError, ValueError, MemoryError) as error:
+                raise _bad_size(n, self._newest) from error
+            except IndexError as error:
+                raise self._bad_out(error) from error
         if isinstance(arrays, int):
             raise self._not_enough(size, arrays)
         return self._batch(arrays, output, device, out)
@@ -191,8 +196,8 @@ class Reader:
                     weight[:] = (probability / probability.min()) ** -beta
                 return (*arrays, weight)
         raise NotEnoughDataError(
-            f"sample({n}): expected a sampler faster than the writers, its ids were overwritten {_ATTEMPTS} times before "
-            "they could be read. Use a larger capacity."
+            f"sample({n}): expected a sampler faster than the writers, its ids were overwritten {_ATTEMPTS} times "
+            "before they could be read. Use a larger capacity."
         )
 
     def _batch(self, arrays: tuple[Any, ...], output: Output, device: Any, out: Batch | None) -> Batch:
@@ -210,11 +215,10 @@ class Reader:
             arrays = self._to_torch(arrays, device)
         values = iter(arrays)
         fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
-        fields |= {"weight": weight for weight in values}
+        fields |= dict(zip(("weight",), values, strict=False))
         if isinstance(self._view, Sequences):
-            every = flatten(self._schema.obs, fields["all_obs"], "all_obs")
-            obs = unflatten(self._schema.obs, (leaf[:, :-1] for leaf in every))
-            next_obs = unflatten(self._schema.obs, (leaf[:, 1:] for leaf in every))
+            obs = map_tree(lambda leaf: leaf[:, :-1], fields["all_obs"])
+            next_obs = map_tree(lambda leaf: leaf[:, 1:], fields["all_obs"])
             fields = {"obs": obs, "next_obs": next_obs, **fields}
         return Batch(fields)
 
@@ -227,9 +231,7 @@ class Reader:
         relabel(fields, achieved, steps, self._view, self._view.stack * self._schema.stacked > 1)
         return (*arrays[: len(arrays) - 2 - len(weight)], *weight)
 
-    def _memory_of(
-        self, out: Batch | None, output: Output, device: Any, beta: float | None
-    ) -> tuple[Any, ...] | None:
+    def _memory_of(self, out: Batch | None, output: Output, device: Any, beta: float | None) -> tuple[Any, ...] | None:
         """The arrays of a batch to write to, in the native order; None where there is no such batch."""
         if output not in ("numpy", "torch") or (device is not None and output == "numpy"):
             raise ConfigError(
@@ -294,8 +296,8 @@ class Reader:
         max_uses = self._sampler.max_uses if isinstance(self._sampler, BuiltIn) else None
         if left:
             return NotEnoughDataError(
-                f"sample({n}): expected as many draws, {left} are left; each of the {live} transitions is drawn at most "
-                f"{max_uses} times. Push more, or ask for less."
+                f"sample({n}): expected as many draws, {left} are left; each of the {live} transitions is drawn at "
+                f"most {max_uses} times. Push more, or ask for less."
             )
         reasons = []
         if isinstance(self._view, Sequences):
@@ -321,27 +323,36 @@ def _trees(schema: Schema, view: View) -> dict[str, Tree]:
     return {**head, **numbers, "next_obs": schema.obs, "discount": REWARD, "ids": _ID, **goal}
 
 
+def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:
+    """An array that the core takes as it is: asked first, since converting costs more than a small update."""
+    return type(values) is np.ndarray and values.ndim == 1 and values.dtype == dtype and values.flags.carray
+
+
 def _on_cpu(values: Any) -> Any:
     """Values as NumPy takes them; tensors may be on another device, or part of a graph."""
-    return values.detach().cpu() if hasattr(values, "detach") else values
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
 
 
 def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
+    if _is_plain(ids, np.int64):
+        return ids
     wanted = as_array(_on_cpu(ids), "ids", "int64 (B,)")
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-    return np.require(wanted, np.int64, ["C", "ALIGNED"])
+    return wanted.astype(np.int64, order="C")
 
 
 def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
     """|delta| as float64 [B], or [B, T] under sequences."""
+    if _is_plain(abs_td, np.float64):
+        return abs_td
     raw = as_array(_on_cpu(abs_td), "abs_td", "float64 (B,)")
     steps = view.length if isinstance(view, Sequences) else None
     per_step = raw.ndim == 2 and steps is not None and steps in ("episode", raw.shape[1])
     if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):
         expected = "(B,)" if steps is None else f"(B,) or (B, {'T' if steps == 'episode' else steps})"
         raise SchemaError(f"abs_td: expected numbers {expected}, got {raw.dtype} {raw.shape}.")
-    return np.require(raw, np.float64, ["C", "ALIGNED"])
+    return raw.astype(np.float64, order="C")
 
 
 def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
@@ -356,9 +367,7 @@ def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.
     if probability is not None:
         probability = np.asarray(probability, np.float64)
         if probability.shape != (n,) or not (np.isfinite(probability) & (probability > 0)).all():
-            raise SchemaError(
-                f"draw: expected probabilities ({n},) above 0, got {probability} (the sampler's answer)."
-            )
+            raise SchemaError(f"draw: expected probabilities ({n},) above 0, got {probability} (the sampler's answer).")
     return np.require(ids, np.int64, ["C", "ALIGNED"]), probability
 
 

@@ -41,8 +41,8 @@ def relabel(
     if terminated is not None:
         ends = np.zeros(used.shape, np.bool_)
         ends[used] = _checked(terminated, len(desired), "terminated").astype(np.bool_)
-        before = np.cumsum(ends, axis=1) - ends  # terminations before each step
-        rewards[before > 0] = 0
+        over = np.cumsum(ends, axis=1) > ends  # bool[R, n]: after the first termination
+        rewards[over] = 0
         fields["terminated"][rows] = ends.any(axis=1)
         fields["discount"][rows] = np.where(ends.any(axis=1), 0.0, view.gamma ** lengths.astype(np.float64))
     fields["reward"][rows] = rewards @ view.gamma ** np.arange(view.n)

@@ -107,7 +107,8 @@ class RankBased:
 
     As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries:
     exact just after, close in between. The probabilities in the weights are those drawn with, always.
-    New anchors get the largest |delta| so far, 1 at first. Unlike `Prioritized`, |delta| = 0 is drawn, as the last rank.
+    New anchors get the largest |delta| so far, 1 at first. Unlike under `Prioritized`, |delta| = 0 is drawn: it has the
+    last rank.
 
     Attributes:
         alpha: how much ranks matter; 0 is uniform.

@@ -133,11 +133,8 @@ class Sequences:
             object.__setattr__(self, "length", integer("Sequences", "length", self.length, 1, MAX_STEPS))
             length = int(self.length)
             object.__setattr__(self, "burn_in", integer("Sequences", "burn_in", self.burn_in, 0, length - 1))
-            if not isinstance(self.stride, int) or not 1 <= self.stride <= length - self.burn_in:
-                raise ConfigError(
-                    f"Sequences: expected stride to be an integer in [1, {length - self.burn_in}], got {self.stride!r}. "
-                    "With a longer stride some steps would never be learned from."
-                )
+            # With a longer stride some steps would never be learned from.
+            object.__setattr__(self, "stride", integer("Sequences", "stride", self.stride, 1, length - self.burn_in))
         elif self.burn_in != 0 or self.stride != 1:
             raise ConfigError(
                 "Sequences: expected neither burn_in nor stride with length='episode', got "
@@ -146,8 +143,8 @@ class Sequences:
         object.__setattr__(self, "stack", integer("Sequences", "stack", self.stack, 1, MAX_STEPS))
         object.__setattr__(self, "gamma", number("Sequences", "gamma", self.gamma, 0, 1))
         one_of("Sequences", "padding", self.padding, ("repeat", "zeros"))
-        if isinstance(self.state, str) or not all(isinstance(name, str) for name in self.state):
-            raise ConfigError(f"Sequences: expected state to be names of extra fields, got {self.state!r}.")
+        if not isinstance(self.state, tuple | list) or not all(isinstance(name, str) for name in self.state):
+            raise ConfigError(f"Sequences: expected state to be a tuple of names of extra fields, got {self.state!r}.")
         object.__setattr__(self, "state", tuple(self.state))
 
 
