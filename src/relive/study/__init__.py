@@ -1,0 +1,1 @@
+"""Studies of replay: each one makes a table and a figure."""
