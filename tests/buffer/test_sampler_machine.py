@@ -19,36 +19,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import relive
 from model.compare import assert_rows
-from model.driving import LANES, MASKS, Step, batched, block, each_lane, newest, remember, steps, transition
+from model.driving import batched, block, each_lane, longer, remember
 from model.hindsight import goal_steps, relabelled
 from model.kinds import GOAL, KINDS
+from model.options import HINDSIGHT, OTHERS, PRIORITIZED, SEQUENCES, TRANSITIONS, Own, keeps_priorities, real_view
 from model.reference import Model, Row, View
 from model.samplers import Epochs, Priorities, Reading
 from model.sequences import SequenceView, sequence_rows
 
-STEPS = steps(14)
-RAW = st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0, 7.25, 100.0])
-BAD = st.sampled_from([np.nan, np.inf, -np.inf, -1.0, -1e-30])
-
-
-def reached(achieved: Any, desired: Any) -> tuple[Any, Any]:
-    """A reward of goals, and an end where the goal is reached, all exact in float32."""
-    return achieved[:, 0] - 2 * desired[:, 1], (achieved == desired).all(axis=1)
-
-
-def reward_only(achieved: Any, desired: Any) -> Any:
-    """The same reward; terminations stay as recorded."""
-    return achieved[:, 0] - 2 * desired[:, 1]
-
-
-class Own:
-    """A sampler from outside: odd anchors twice as often as even ones, and it says so."""
-
-    def draw(self, ids: Any, n: int, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Draws with replacement."""
-        mass = 1.0 + ids % 2
-        places = rng.choice(len(ids), size=n, p=mass / mass.sum())
-        return ids[places], mass[places] / mass.sum()
+RAW = [0.0, 1e-3, 0.5, 1.0, 2.0, 7.25, 100.0]
+BAD = [np.nan, np.inf, -np.inf, -1.0, -1e-30]
+SEEDS = st.integers(0, 2**32 - 1)  # of what is too much to be drawn one by one
 
 
 @dataclass
@@ -62,80 +43,41 @@ class Reader:
     hindsight: relive.Hindsight | None
 
 
-TRANSITIONS = st.builds(
-    View, n=st.sampled_from([1, 3]), stack=st.sampled_from([1, 3]), padding=st.sampled_from(["repeat", "zeros"])
-)
-WINDOWS = st.integers(1, 5).flatmap(
-    lambda length: st.integers(0, length - 1).flatmap(
-        lambda burn_in: st.builds(
-            SequenceView,
-            length=st.just(length),
-            burn_in=st.just(burn_in),
-            stride=st.integers(1, length - burn_in),
-            stack=st.sampled_from([1, 1, 3]),
-            padding=st.sampled_from(["repeat", "zeros"]),
-            state=st.sampled_from([(), ("carry",)]),
-        )
-    )
-)
-EPISODES = st.builds(SequenceView, length=st.just("episode"), stack=st.sampled_from([1, 3]))
-VIEWS = st.one_of(TRANSITIONS, WINDOWS, WINDOWS, EPISODES)
-LIMITS = {"newest": st.sampled_from([0, 0, 1, 3]), "max_uses": st.sampled_from([None, None, 1, 2, 5])}
-NORMALIZE = st.sampled_from(["batch", "buffer"])
-PRIORITIZED = st.builds(
-    relive.Prioritized,
-    alpha=st.sampled_from([0.0, 0.5, 1.0]),
-    eps=st.sampled_from([0.0, 1e-6, 0.5]),
-    normalize=NORMALIZE,
-    eta=st.sampled_from([0.0, 0.9]),
-    **LIMITS,
-)
-RANKED = st.builds(relive.samplers.RankBased, normalize=NORMALIZE, **LIMITS)
-SAMPLERS = st.one_of(
-    PRIORITIZED,
-    PRIORITIZED,
-    RANKED,
-    st.builds(relive.Uniform, **LIMITS),
-    st.builds(relive.Shuffled, **LIMITS),
-    st.builds(relive.samplers.Recent, eta=st.just(0.5), period=st.just(3), min_size=st.integers(1, 4), **LIMITS),
-    st.builds(Own),
-)
-HINDSIGHT = st.builds(
-    relive.Hindsight,
-    st.sampled_from(["future", "final", "episode"]),
-    k=st.sampled_from([0, 1, 4]),
-    reward_fn=st.sampled_from([reached, reward_only]),
-)
-
-
-def real_view(view: View | SequenceView, hindsight: relive.Hindsight | None) -> Any:
-    """The library's words for a view of the model."""
-    if isinstance(view, View):
-        return relive.Transitions(view.n, view.gamma, view.stack, view.padding, hindsight)
-    return relive.Sequences(view.length, view.burn_in, view.stride, view.stack, view.gamma, view.padding, view.state)
+def some_errors(rng: np.random.Generator, count: int, bad: float) -> list[float]:
+    """|delta|, each with a chance to be none."""
+    return np.where(rng.random(count) < bad, rng.choice(BAD, count), rng.choice(RAW, count)).tolist()
 
 
 class SamplerMachine(RuleBasedStateMachine):
     """A buffer, its readers, their twins and the model driven by the same calls."""
 
+    views: Any = st.one_of(TRANSITIONS, SEQUENCES)
+    samplers: Any = st.one_of(PRIORITIZED, OTHERS)
+
     @initialize(
-        kind=st.sampled_from(["vector", "vector", "frames", "dict", "stacked", "goal"]),
-        lanes=st.sampled_from([1, 1, 2, 3]),
-        depth=st.sampled_from([2, 5, 12]),
-        view=VIEWS,
-        sampler=SAMPLERS,
-        hindsight=HINDSIGHT,
+        kind=st.sampled_from(["vector", "frames", "dict", "stacked", "goal"]),
+        lanes=st.integers(1, 3),
+        depth=st.sampled_from([12, 5, 2]),
+        data=st.data(),
+        seed=SEEDS,
     )
-    def build(self, kind: str, lanes: int, depth: int, view: Any, sampler: Any, hindsight: Any) -> None:
-        """Make the buffer and its twin."""
+    def build(self, kind: str, lanes: int, depth: int, data: st.DataObject, seed: int) -> None:
+        """Make the buffer and its twin, not empty."""
         self.kind = {**KINDS, "goal": GOAL}[kind]
         self.lanes = lanes
         self.model = Model(depth * lanes, lanes)
-        view, hindsight = self.fitting(view, hindsight)
-        options = {"view": real_view(view, hindsight), "sampler": sampler, "seed": 5}
+        view, sampler, options, hindsight = self.draw_options(data, seed=5)
         self.buffers = [relive.ReplayBuffer(depth * lanes, self.kind.schema(lanes), **options) for _ in range(2)]
         self.readers: list[Reader] = []
         self.attend(*self.buffers, view, sampler, hindsight)
+        for lane in range(lanes):
+            self.extend(seed + lane, with_priority=False)
+
+    def draw_options(self, data: st.DataObject, seed: int) -> tuple[Any, Any, Row, Any]:
+        """A view and a sampler, in the words of the model and of the library."""
+        view, hindsight = self.fitting(data.draw(self.views), data.draw(HINDSIGHT))
+        sampler = data.draw(self.samplers)
+        return view, sampler, {"view": real_view(view, hindsight), "sampler": sampler, "seed": seed}, hindsight
 
     def fitting(self, view: Any, hindsight: Any) -> tuple[Any, Any]:
         """The view without what this kind of observation does not have; goals only where there are some."""
@@ -158,11 +100,10 @@ class SamplerMachine(RuleBasedStateMachine):
         self.readers.append(Reader(real, twin, reading, sampler, hindsight))
 
     @precondition(lambda self: len(self.readers) < 3)
-    @rule(view=VIEWS, sampler=SAMPLERS, hindsight=HINDSIGHT)
-    def make_reader(self, view: Any, sampler: Any, hindsight: Any) -> None:
+    @rule(data=st.data())
+    def make_reader(self, data: st.DataObject) -> None:
         """Another way to read the same bytes, from now on."""
-        view, hindsight = self.fitting(view, hindsight)
-        options = {"view": real_view(view, hindsight), "sampler": sampler, "seed": len(self.readers)}
+        view, sampler, options, hindsight = self.draw_options(data, seed=len(self.readers))
         if view.stack > self.readers[0].reading.view.stack:  # frames before the oldest transition are not kept
             with pytest.raises(relive.ConfigError):
                 self.buffers[0].reader(**options)
@@ -175,20 +116,24 @@ class SamplerMachine(RuleBasedStateMachine):
     def push(self, verb: str, fields: Row, rows: list[Row | None], lane: int | None, raw: list[float] | None) -> None:
         """The same call to buffer, twin and model; rows: one a lane, or all of one lane; None: masked.
 
-        With `raw`, the buffer's own sampler is told |delta| where it keeps any, and must refuse it otherwise.
+        With `raw`, the buffer's own sampler is told |delta| where it keeps any, and must refuse it otherwise, and also
+        where one of them is no number; then the transitions are pushed without.
         """
         lanes = range(self.lanes) if lane is None else [lane] * len(rows)
         own = self.readers[0]
         if raw is not None:
             told = {**fields, "priority": np.array(raw[: len(rows)]) if len(rows) > 1 or verb == "extend" else raw[0]}
-            if isinstance(own.sampler, relive.Prioritized | relive.samplers.RankBased) and isinstance(
-                own.reading.view, View
-            ):
-                fields = told
-            else:
+            refusal: type[Exception] | None = None
+            if not (np.isfinite(raw[: len(rows)]).all() and min(raw[: len(rows)]) >= 0):
+                refusal = relive.ReplayError
+            elif not keeps_priorities(own.sampler) or isinstance(own.reading.view, SequenceView):
+                refusal = relive.ConfigError
+            if refusal:
                 raw = None
-                with pytest.raises(relive.ConfigError):
+                with pytest.raises(refusal):
                     getattr(self.buffers[0], verb)(**told)
+            else:
+                fields = told
         expected = []
         for place, row in enumerate(rows):
             identity = -1 if row is None else remember(self.kind, self.model, row, lanes[place])
@@ -204,43 +149,39 @@ class SamplerMachine(RuleBasedStateMachine):
         """The option that names the lane, where there are several."""
         return {"lane": lane} if self.lanes > 1 else {}
 
-    @rule(step=STEPS, lane=LANES, raw=st.none() | RAW)
-    def push_one(self, step: Step, lane: int, raw: float | None) -> None:
+    @rule(seed=SEEDS, with_priority=st.booleans())
+    def push_one(self, seed: int, with_priority: bool) -> None:
         """One transition of one lane."""
-        lane %= self.lanes
-        row = transition(self.kind, step, newest(self.model, lane))
-        self.push("push", {**row, **self.of_lane(lane)}, [row], lane, None if raw is None else [raw])
+        rng = np.random.default_rng(seed)
+        lane = int(rng.integers(self.lanes))
+        rows = block(self.kind, self.model, longer(rng, 1), lane)
+        raw = some_errors(rng, 1, bad=0.2) if with_priority else None
+        self.push("push", {**rows[0], **self.of_lane(lane)}, rows, lane, raw)
 
-    @rule(
-        coming=st.lists(STEPS, min_size=3, max_size=3),
-        mask=st.none() | MASKS,
-        raw=st.none() | st.lists(RAW, min_size=3, max_size=3),
-    )
-    def push_step(self, coming: list[Step], mask: list[bool] | None, raw: list[float] | None) -> None:
+    @precondition(lambda self: self.lanes > 1)
+    @rule(seed=SEEDS, with_priority=st.booleans())
+    def push_step(self, seed: int, with_priority: bool) -> None:
         """One step of every lane, or of some."""
-        if self.lanes == 1:
-            return
-        rows, fields = each_lane(self.kind, self.model, coming)
-        kept = mask or [True] * 3
-        if mask:
-            fields["mask"] = np.array(mask[: self.lanes])
-        self.push("push", fields, [row if kept[lane] else None for lane, row in enumerate(rows)], None, raw)
+        rng = np.random.default_rng(seed)
+        rows, fields = each_lane(self.kind, self.model, longer(rng, self.lanes))
+        mask = rng.random(self.lanes) < rng.choice([0.5, 1.0])
+        raw = some_errors(rng, self.lanes, bad=0.1) if with_priority else None
+        kept = [row if mask[lane] else None for lane, row in enumerate(rows)]
+        self.push("push", {**fields, "mask": mask}, kept, None, raw)
 
-    @rule(
-        coming=st.lists(STEPS, min_size=1, max_size=9),
-        lane=LANES,
-        raw=st.none() | st.lists(RAW, min_size=9, max_size=9),
-    )
-    def extend(self, coming: list[Step], lane: int, raw: list[float] | None) -> None:
+    @rule(seed=SEEDS, with_priority=st.booleans())
+    def extend(self, seed: int, with_priority: bool) -> None:
         """A block of one lane, also one longer than the lane."""
-        lane %= self.lanes
-        rows = block(self.kind, self.model, coming, lane)
+        rng = np.random.default_rng(seed)
+        lane = int(rng.integers(self.lanes))
+        rows = block(self.kind, self.model, longer(rng, int(rng.integers(1, 16))), lane)
+        raw = some_errors(rng, len(rows), bad=0.02) if with_priority else None
         self.push("extend", {**batched(rows), **self.of_lane(lane)}, rows, lane, raw)
 
-    @rule(chance=st.integers(0, 3))
-    def clear(self, chance: int) -> None:
-        """Forget everything but the ids. Seldom: a buffer that is always empty shows little."""
-        if chance:
+    @rule(seldom=st.sampled_from([False] * 5 + [True]))
+    def clear(self, seldom: bool) -> None:
+        """Forget everything but the ids."""
+        if not seldom:
             return
         self.model.clear()
         for buffer in self.buffers:
@@ -250,62 +191,62 @@ class SamplerMachine(RuleBasedStateMachine):
 
     # Priorities.
 
-    @rule(which=st.integers(0, 2), data=st.data(), steps_too=st.booleans())
-    def update(self, which: int, data: st.DataObject, steps_too: bool) -> None:
-        """|delta| for some ids: anchors, other live ones, overwritten ones, some of them twice."""
-        reader = self.readers[which % len(self.readers)]
-        if not self.model.ids:
-            return
-        asked = st.sampled_from(self.model.ids) | st.integers(0, self.model.ids[-1])
-        ids = data.draw(st.lists(asked, min_size=1, max_size=6))
-        view = reader.reading.view
-        shape: tuple[int, ...] = (len(ids),)
-        if steps_too and isinstance(view, SequenceView) and view.length != "episode":
-            shape = (len(ids), view.length)
-        many = int(np.prod(shape))
-        errors = np.array(data.draw(st.lists(RAW, min_size=many, max_size=many)), np.float32).reshape(shape)
-        if not isinstance(reader.sampler, relive.Prioritized | relive.samplers.RankBased):
+    @rule(seed=SEEDS, with_bad=st.sampled_from([False] * 5 + [True]))
+    def update(self, seed: int, with_bad: bool) -> None:
+        """|delta| for some ids of every reader: anchors, other live ones, overwritten ones, some of them twice.
+
+        With one that is not a number among them, none is written.
+        """
+        rng = np.random.default_rng(seed)
+        for reader in self.readers:
+            highest = max(self.model.ids, default=0)
+            candidates = [*reader.reading.anchors * 2, *self.model.ids, *rng.integers(0, highest + 1, 3).tolist()]
+            ids = rng.choice(candidates, int(rng.integers(1, 9))).tolist()
+            steps = getattr(reader.reading.view, "length", 0)
+            shape = (len(ids), *([steps] if isinstance(steps, int) and steps and rng.random() < 0.5 else []))
+            bad = float(rng.choice(BAD)) if with_bad and len(shape) == 1 else None
+            self.tell(reader, ids, rng.choice(RAW, shape).astype(rng.choice(["float32", "float64"])), bad)
+
+    def tell(self, reader: Reader, ids: list[int], errors: Any, bad: float | None) -> None:
+        """The same priorities to a reader, its twin and the model, or the right refusal."""
+        if not keeps_priorities(reader.sampler):
             with pytest.raises(relive.ConfigError):
                 reader.real.update_priorities(np.array(ids), errors)
+            return
+        if bad is not None:
+            with pytest.raises(relive.SchemaError):
+                reader.real.update_priorities(np.array(ids), [*errors[:-1], bad])
             return
         expected = reader.reading.update(ids, errors)
         for handle in (reader.real, reader.twin):
             assert handle.update_priorities(np.array(ids), errors) == expected
 
-    @rule(which=st.integers(0, 2), bad=BAD, place=st.integers(0, 5))
-    def refuse_update(self, which: int, bad: float, place: int) -> None:
-        """One that is not a number among others: none is written."""
-        reader = self.readers[which % len(self.readers)]
-        ids = self.model.ids
-        if not ids or not isinstance(reader.sampler, relive.Prioritized | relive.samplers.RankBased):
-            return
-        errors = np.full(len(ids), 50.0)
-        errors[place % len(ids)] = bad
-        with pytest.raises(relive.SchemaError):
-            reader.real.update_priorities(np.array(ids), errors)
-
-    @rule(bad=BAD, step=STEPS)
-    def refuse_push(self, bad: float, step: Step) -> None:
-        """A transition with a priority that is none: not pushed, whatever the sampler."""
-        row = transition(self.kind, step, newest(self.model, 0))
-        with pytest.raises(relive.ReplayError):
-            self.buffers[0].push(**row, priority=bad, **self.of_lane(0))
-
     # What is read.
 
-    @rule(which=st.integers(0, 2), n=st.integers(1, 12), beta=st.sampled_from([None, 0.0, 0.5, 1.0]))
-    def sample(self, which: int, n: int, beta: float | None) -> None:
-        """A batch, or the right refusal."""
-        reader = self.readers[which % len(self.readers)]
+    @rule(seed=SEEDS, n=st.integers(1, 12), beta=st.sampled_from([1.0, 0.5, 0.0, None]), learn=st.booleans())
+    def sample(self, seed: int, n: int, beta: float | None, learn: bool) -> None:
+        """A batch of every reader, or the right refusal. A learner then has |delta| of its rows, or of each step."""
+        rng = np.random.default_rng(seed)
+        for reader in self.readers:
+            batch = self.sample_one(reader, n, beta)
+            if batch and learn and keeps_priorities(reader.sampler):
+                is_sequence = isinstance(reader.reading.view, SequenceView)
+                shape = batch.reward.shape if is_sequence and rng.random() < 0.7 else (n,)
+                self.tell(reader, batch.ids.tolist(), rng.choice(RAW, shape), None)
+                self.sample_one(reader, n, beta)
+
+    def sample_one(self, reader: Reader, n: int, beta: float | None) -> Any:
+        """The batch, or None where it was refused."""
         reading = reader.reading
-        if n < reading.newest:
-            with pytest.raises(relive.ConfigError):
-                reader.real.sample(n, beta=beta)
-            return
+        refusal: type[Exception] | None = None
         if not reading.anchors or not reading.enough(n):
-            with pytest.raises(relive.NotEnoughDataError):
+            refusal = relive.NotEnoughDataError
+        if n < reading.newest:
+            refusal = relive.ConfigError
+        if refusal:
+            with pytest.raises(refusal):
                 reader.real.sample(n, beta=beta)
-            return
+            return None
         batch, same = (handle.sample(n, beta=beta) for handle in (reader.real, reader.twin))
         ids = batch.ids.tolist()
         assert same.ids.tolist() == ids, "a refusal, or a look at the anchors, changed what is drawn"
@@ -314,6 +255,7 @@ class SamplerMachine(RuleBasedStateMachine):
             assert same.weight.tobytes() == batch.weight.tobytes()
         reading.drawn(ids)
         self.check_rows(reader, batch)
+        return batch
 
     def check_weights(self, reader: Reader, weight: Any, ids: list[int], beta: float) -> None:
         """Importance weights, where it is known what they must be."""
@@ -347,34 +289,62 @@ class SamplerMachine(RuleBasedStateMachine):
                 rows.append(relabelled(self.model, identity, view, goal, reader.hindsight.reward_fn))
             assert_rows(batch, rows)
 
+    @rule(seed=SEEDS)
+    def read(self, seed: int) -> None:
+        """Anchors by their ids, in any order, some of them twice; none is relabelled."""
+        rng = np.random.default_rng(seed)
+        for reader in self.readers:
+            view = reader.reading.view
+            ids = rng.permutation(np.resize(reader.reading.anchors, 12)).tolist() if reader.reading.anchors else []
+            if isinstance(view, SequenceView):
+                rows = sequence_rows(self.model, ids, view)
+            else:
+                rows = [self.model.row(identity, view) for identity in ids]
+            assert_rows(reader.real.get(np.array(ids, np.int64)), rows)
+
     @invariant()
-    def reads_like_the_model(self) -> None:
-        """The anchors of every reader, and what each of them reads."""
+    def has_the_anchors_of_the_model(self) -> None:
+        """What can be drawn, of every reader."""
         for reader in getattr(self, "readers", []):
-            expected, view = reader.reading.anchors, reader.reading.view
+            expected = reader.reading.anchors
             assert reader.real.anchors.dtype == np.int64
             assert reader.real.anchors.tolist() == expected
             if isinstance(reader.sampler, relive.samplers.RankBased):  # places in a heap depend on when it is looked at
                 assert reader.twin.anchors.tolist() == expected
-            if not expected:
-                continue
-            batch = reader.real.get(np.array(expected))
-            if isinstance(view, SequenceView):
-                assert_rows(batch, sequence_rows(self.model, expected, view))
-            else:
-                assert_rows(batch, [self.model.row(identity, view) for identity in expected])
 
 
-class QuickMachine(SamplerMachine):
-    """For every commit."""
+class PrioritizedMachine(SamplerMachine):
+    """Priorities of transitions."""
+
+    views, samplers = TRANSITIONS, PRIORITIZED
 
 
-class SlowMachine(SamplerMachine):
-    """For the night: other examples each time."""
+class SequencesMachine(SamplerMachine):
+    """Priorities of sequences."""
+
+    views, samplers = SEQUENCES, PRIORITIZED
 
 
-TestSamplerMachine = QuickMachine.TestCase
-TestSamplerMachine.settings = settings(max_examples=150, stateful_step_count=30)
+class OthersMachine(SamplerMachine):
+    """All other samplers, and all views."""
 
-TestSamplerMachineSlow = pytest.mark.slow(SlowMachine.TestCase)
-TestSamplerMachineSlow.settings = settings(max_examples=3_000, stateful_step_count=60, derandomize=False)
+    views, samplers = st.sampled_from([TRANSITIONS, SEQUENCES]).flatmap(lambda strategy: strategy), OTHERS
+
+
+QUICK = settings(max_examples=60, stateful_step_count=30)
+SLOW = settings(max_examples=1_000, stateful_step_count=60, derandomize=False)  # for the night: others each time
+
+
+def case(machine: type[SamplerMachine], how: settings) -> Any:
+    """The machine as a test of its own."""
+    test = type(machine.__name__, (machine,), {}).TestCase
+    test.settings = how
+    return test
+
+
+TestPrioritized, TestSequences, TestOthers = (
+    case(machine, QUICK) for machine in (PrioritizedMachine, SequencesMachine, OthersMachine)
+)
+TestPrioritizedSlow, TestSequencesSlow, TestOthersSlow = (
+    pytest.mark.slow(case(machine, SLOW)) for machine in (PrioritizedMachine, SequencesMachine, OthersMachine)
+)

@@ -24,20 +24,30 @@ class Step:
     end: str
 
 
-def steps(continued: int) -> st.SearchStrategy[Step]:
-    """Steps that are `continued` times more likely to go on than to break off in each possible way."""
-    return st.builds(
-        Step,
-        link=st.sampled_from(["continue"] * continued + ["fresh", "almost"]),
-        start=st.integers(0, 9),
-        after=st.integers(0, 9),
-        action=st.integers(0, 5),
-        reward=st.integers(-8, 8),
-        end=st.sampled_from([""] * continued + ["terminated", "truncated", "both"]),
-    )
+STEPS = st.builds(
+    Step,
+    link=st.sampled_from(["continue"] * 6 + ["fresh", "almost"]),
+    start=st.integers(0, 9),
+    after=st.integers(0, 9),
+    action=st.integers(0, 5),
+    reward=st.integers(-8, 8),
+    end=st.sampled_from([""] * 6 + ["terminated", "truncated", "both"]),
+)
+"""Of short episodes."""
 
 
-STEPS = steps(6)
+def longer(rng: np.random.Generator, count: int) -> list[Step]:
+    """Steps of episodes of about seven steps."""
+    links = ["continue"] * 14 + ["fresh", "almost"]
+    ends = [""] * 14 + ["terminated", "truncated", "both"]
+
+    def one() -> Step:
+        link, start, after, action, reward, end = rng.integers([16, 10, 10, 6, 17, 17]).tolist()
+        return Step(links[link], start, after, action, reward - 8, ends[end])
+
+    return [one() for _ in range(count)]
+
+
 LANES = st.integers(0, 2)
 MASKS = st.lists(st.booleans(), min_size=3, max_size=3)
 

@@ -60,7 +60,7 @@ def loss_mask(model: Model, identity: int, view: SequenceView) -> list[bool]:
 def sequence_rows(model: Model, identities: list[int], view: SequenceView) -> list[Row]:
     """The rows of a batch; whole episodes are padded to the longest of the batch."""
     length = view.length
-    if length == "episode":
+    if length == "episode" and identities:
         length = max(valid_steps(model, identity, view) for identity in identities)
     return [sequence_row(model, identity, view, length) for identity in identities]
 
