@@ -105,7 +105,7 @@ def test_the_newest_come_first_and_anchors_retire():
     reading.drawn([ids[2], ids[1], ids[2]])
     assert reading.anchors == ids[:2]
     with pytest.raises(AssertionError, match="more than 2"):
-        reading.drawn([ids[0], ids[1], ids[1]])
+        reading.drawn([ids[1], ids[0], ids[1]])
     assert not Reading(model, View()).enough(1)  # not told of anything yet
 
 
