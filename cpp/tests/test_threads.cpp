@@ -5,7 +5,7 @@
 
 #include "check.hpp"
 #include "core/ring.hpp"
-#include "core/uniform.hpp"
+#include "core/selector.hpp"
 #include "core/window.hpp"
 
 using namespace relive;
@@ -28,7 +28,8 @@ void push_all(Arena arena, uint64_t lane) {
   }
 }
 
-void sample_all(Arena arena) {
+// Each reader has a selector of its own; the last two share one, as threads that sample one buffer do.
+void sample_all(Arena arena, Selector* selector) {
   const TransitionView view(arena.layout(), 1, 0.9, 1, false);
   std::vector<Anchor> anchors(kBatch);
   std::vector<uint64_t> obs(kBatch), next_obs(kBatch), rest(kBatch);
@@ -36,14 +37,15 @@ void sample_all(Arena arena) {
   std::vector<uint8_t> terminated(kBatch), truncated(kBatch);
   std::vector<int64_t> ids(kBatch);
   const auto bytes = [](auto& array) { return reinterpret_cast<char*>(array.data()); };
-  const BatchArrays out{{bytes(obs)},    {bytes(next_obs)}, {bytes(rest)},    reward.data(),
-                        discount.data(), terminated.data(), truncated.data(), ids.data()};
+  const BatchArrays out{{bytes(obs)},      {bytes(next_obs)}, {bytes(rest)}, reward.data(), discount.data(),
+                        terminated.data(), truncated.data(),  ids.data(),    nullptr,       nullptr,
+                        nullptr,           nullptr,           nullptr};
+  const std::vector<double> raw(kBatch, 2.0);
   for (int batch = 0; batch < 1500; ++batch) {
     {
       Header& header = arena.header();
       const std::lock_guard guard(header.mutex);
-      if (header.live == 0) continue;
-      draw_uniform(arena, 7, header.draws++, kBatch, anchors.data());
+      if (!selector->draw(kBatch, anchors.data(), nullptr)) continue;
       view.assemble(arena, anchors.data(), kBatch, out);
     }
     for (uint64_t i = 0; i < kBatch; ++i) {
@@ -52,6 +54,10 @@ void sample_all(Arena arena) {
       CHECK(reward[i] == static_cast<float>(id / kLanes));
       CHECK(terminated[i] == (id / kLanes % 11 == 10));
     }
+    if (selector->spec().keeps_priorities()) {
+      const std::lock_guard guard(arena.header().mutex);
+      selector->update(ids.data(), raw.data(), kBatch);
+    }
   }
 }
 
@@ -59,13 +65,23 @@ void sample_all(Arena arena) {
 
 int main() {
   const Layout layout(Spec{{8}, {8}, kLanes, 50, 1, 0});
-  std::vector<uint64_t> bytes(layout.arena_bytes / sizeof(uint64_t) + 8);
-  auto* base = reinterpret_cast<char*>(round_up(reinterpret_cast<uint64_t>(bytes.data()), kCacheLine));
-  const Arena arena(base, layout);
+  SelectorSpec uniform, prioritized;
+  prioritized.draw = Draw::kProportional;
+  prioritized.alpha = 0.6;
+  std::vector<std::vector<uint64_t>> memories;
+  const auto allocate = [&](uint64_t size) {  // zeroed, aligned to a cache line
+    auto& memory = memories.emplace_back(size / sizeof(uint64_t) + 8);
+    return reinterpret_cast<char*>(round_up(reinterpret_cast<uint64_t>(memory.data()), kCacheLine));
+  };
+  const Arena arena(allocate(layout.arena_bytes), layout);
   arena.header().mutex.init();
+  Selector plain(allocate(Selector::bytes(uniform, layout)), uniform, arena);
+  Selector shared(allocate(Selector::bytes(prioritized, layout)), prioritized, arena);
+  plain.init(1);
+  shared.init(2);
   std::vector<std::thread> threads;
   for (uint64_t lane = 0; lane < kLanes; ++lane) threads.emplace_back(push_all, arena, lane);
-  for (int reader = 0; reader < 2; ++reader) threads.emplace_back(sample_all, arena);
+  for (Selector* selector : {&plain, &shared, &shared}) threads.emplace_back(sample_all, arena, selector);
   for (auto& thread : threads) thread.join();
   CHECK(arena.header().live == kLanes * 50);
   std::puts("threads: ok");
