@@ -212,9 +212,9 @@ class Reader {
   bool is_episodic() const { return spec_.rule.length == AnchorRule::kEpisode; }
 
   // One row of each array of a batch. Transitions: obs..., actions..., extras..., reward, terminated, truncated,
-  // next_obs..., discount, ids, then goal_ids, achieved, steps where goals are relabelled. Sequences of `steps`: obs...
-  // of one step more, actions..., extras..., reward, terminated, truncated, discount, ids, mask, loss_mask. Then
-  // weight.
+  // next_obs..., discount, ids, then goal_ids, relabelled, achieved, desired where goals are relabelled. Sequences of
+  // `steps`: obs... of one step more, actions..., extras..., reward, terminated, truncated, discount, ids, mask,
+  // loss_mask. Then weight.
   std::vector<ValueType> make_types(uint64_t steps) const {
     std::vector<ValueType> types;
     const auto add = [&](PyArray_Descr* descr, std::vector<npy_intp> shape, uint64_t lead) {
@@ -247,11 +247,12 @@ class Reader {
       number(NPY_BOOL, steps);
     }
     if (relabeler_) {
-      number(NPY_INT64, 0);
       const ValueType& goal = core_.obs_types()[achieved_];
-      std::vector<npy_intp> shape(goal.shape().begin() + (layout_.spec.stacked > 1), goal.shape().end());
+      const std::vector<npy_intp> shape(goal.shape().begin() + (layout_.spec.stacked > 1), goal.shape().end());
+      number(NPY_INT64, 0);
+      number(NPY_INT64, 3);
       add(goal.descr(), shape, n_);
-      number(NPY_INT32, 0);
+      add(goal.descr(), shape, n_);
     }
     number(NPY_FLOAT32, 0);
     return types;
@@ -278,8 +279,9 @@ class Reader {
     }
     if (relabeler_) {
       to.goal_ids = reinterpret_cast<int64_t*>(next());
+      to.relabelled = reinterpret_cast<int64_t*>(next());
       to.achieved = next();
-      to.steps = reinterpret_cast<int32_t*>(next());
+      to.desired = next();
     }
     return to;
   }
@@ -287,12 +289,11 @@ class Reader {
   void assemble(const Anchor* anchors, uint64_t count, uint64_t steps, const BatchArrays& to, int64_t number) const {
     const Arena& arena = core_.arena();
     if (sequences_) return sequences_->assemble(arena, anchors, count, steps, to);
+    std::vector<Anchor> chosen;
+    if (relabeler_ && number >= 0)
+      chosen = relabeler_->choose(arena, selector_, static_cast<uint64_t>(number), anchors, count);
     transitions_->assemble(arena, anchors, count, to);
-    if (!relabeler_) return;
-    if (number < 0)
-      relabeler_->keep(arena, anchors, count, to);
-    else
-      relabeler_->relabel(arena, selector_, static_cast<uint64_t>(number), anchors, count, to);
+    if (relabeler_) relabeler_->relabel(arena, chosen, anchors, count, to);
   }
 
   bool still_there(Anchor* anchors, uint64_t count) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "selector.hpp"
 #include "window.hpp"
@@ -24,54 +25,76 @@ class Relabeler {
         n_(n),
         frames_(frames) {}
 
-  // Overwrites the desired goals of batch number `batch`, already assembled, and writes what the rewards are computed
-  // from. O(count * n): the selector knows how far each transition is from the end of its episode.
-  void relabel(const Arena& arena, const Selector& selector, uint64_t batch, const Anchor* anchors, uint64_t count,
-               const BatchArrays& out) const {
-    std::array<Anchor, kBlock> chosen;
-    for (uint64_t first = 0; first < count; first += kBlock) {
-      const uint64_t size = std::min(kBlock, count - first);
-      for (uint64_t i = 0; i < size; ++i) selector.prefetch_end(anchors[first + i].row);
-      for (uint64_t i = 0; i < size; ++i) {
-        chosen[i] = choose(arena, selector, batch, first + i, anchors[first + i]);
-        out.goal_ids[first + i] = chosen[i].id;
-        if (chosen[i].id >= 0) fetch(arena, chosen[i]);
+  // The step that each anchor of batch number `batch` takes its goal from, id -1 where it keeps its own. Before the
+  // batch is assembled: meanwhile the goals arrive in the cache. O(count): the selector knows how far each
+  // transition is from the end of its episode.
+  std::vector<Anchor> choose(const Arena& arena, const Selector& selector, uint64_t batch, const Anchor* anchors,
+                             uint64_t count) const {
+    std::vector<Anchor> chosen(anchors, anchors + count);
+    std::vector<std::array<uint64_t, 2>> bits(count);
+    for (uint64_t i = 0; i < count; ++i) selector.prefetch_end(anchors[i].row);
+    for (uint64_t i = 0; i < count; ++i) bits[i] = philox2x64({batch, kStream + i}, selector.header().seed);
+    for (uint64_t i = 0; i < count; ++i) {
+      if (static_cast<double>(bits[i][0] >> 11) * 0x1p-53 < share_) {
+        move(arena, selector, bits[i][1], chosen[i]);
+        fetch(arena, chosen[i]);
+      } else {
+        chosen[i].id = -1;
       }
-      for (uint64_t i = 0; i < size; ++i) keep_achieved(arena, anchors[first + i], first + i, out);
-      for (uint64_t i = 0; i < size; ++i)
-        if (chosen[i].id >= 0) set_goal(arena, chosen[i], first + i, out);
     }
+    return chosen;
   }
 
-  // Leaves the batch as it is: nothing is relabelled.
-  void keep(const Arena& arena, const Anchor* anchors, uint64_t count, const BatchArrays& out) const {
+  // Overwrites the desired goals of the assembled batch where `chosen` (may be empty: nowhere) says so, and writes what
+  // rewards are computed from. O(count * n).
+  void relabel(const Arena& arena, const std::vector<Anchor>& chosen, const Anchor* anchors, uint64_t count,
+               const BatchArrays& out) const {
+    const uint64_t bytes = layout_.obs[achieved_].bytes;
+    for (const Anchor& step : chosen)
+      if (step.id >= 0) prefetch(goal_after(arena, step.lane_base, step.row), bytes);  // may be a final one
+    int64_t num = 0;
+    uint64_t at = 0;  // bytes of the goals written
     for (uint64_t i = 0; i < count; ++i) {
-      out.goal_ids[i] = -1;
-      keep_achieved(arena, anchors[i], i, out);
+      out.goal_ids[i] = chosen.empty() ? -1 : chosen[i].id;
+      if (out.goal_ids[i] < 0) continue;
+      const char* goal = goal_after(arena, chosen[i].lane_base, chosen[i].row);
+      for (uint64_t frame = i * frames_; frame < (i + 1) * frames_; ++frame) {
+        copy_value(out.obs[desired_] + frame * bytes, goal, bytes);
+        copy_value(out.next_obs[desired_] + frame * bytes, goal, bytes);
+      }
+      uint64_t row = anchors[i].row;
+      int64_t steps = 0;
+      for (bool last = false; !last; at += bytes) {
+        copy_value(out.achieved + at, goal_after(arena, anchors[i].lane_base, row), bytes);
+        copy_value(out.desired + at, goal, bytes);
+        const uint64_t next = arena.after(row, anchors[i].lane_base);
+        last = ++steps == n_ || is_last(arena.words(row), next, anchors[i].head_row);
+        row = next;
+      }
+      out.relabelled[3 * num] = static_cast<int64_t>(i);
+      out.relabelled[3 * num + 1] = steps;
+      ++num;
     }
+    if (count > 0) out.relabelled[2] = num;
   }
 
  private:
   static constexpr uint64_t kStream = 1ull << 63;  // blocks of random bits that no sampler uses
 
-  // The step to take the goal of, or an anchor with id -1.
-  Anchor choose(const Arena& arena, const Selector& selector, uint64_t batch, uint64_t i, const Anchor& anchor) const {
-    auto bits = philox2x64({batch, kStream + i}, selector.header().seed);
-    Anchor chosen = anchor;
-    chosen.id = -1;
-    if (static_cast<double>(bits[0] >> 11) * 0x1p-53 >= share_) return chosen;
-    const uint64_t left = selector.steps_after(anchor);
-    const uint64_t lanes = layout_.spec.lanes;
-    const auto time = static_cast<uint64_t>(anchor.id) / lanes;
-    const uint64_t lane = static_cast<uint64_t>(anchor.id) % lanes;
-    const LaneHeader& state = arena.lane(lane);
-    uint64_t goal = time + left;
-    if (strategy_ == Strategy::kFuture) goal = time + below(left + 1, bits[1]);
+  // Moves an anchor to the step whose achieved goal it is to have.
+  void move(const Arena& arena, const Selector& selector, uint64_t bits, Anchor& anchor) const {
+    const uint64_t ahead = num_ahead(arena, anchor), left = selector.steps_after(anchor);
+    uint64_t forward = left, back = 0;
+    if (strategy_ == Strategy::kFuture) forward = below(left + 1, bits);
     if (strategy_ == Strategy::kEpisode) {
-      const uint64_t past = std::min<uint64_t>(position(arena.words(anchor.row)), time - state.begin);
-      goal = time - past + below(past + left + 1, bits[1]);
+      const LaneHeader& state = arena.lane(anchor.lane_base / layout_.rows);
+      const uint64_t live = state.head - state.begin;
+      back = std::min<uint64_t>(position(arena.words(anchor.row)), live - ahead);
+      forward = below(back + left + 1, bits);
     }
-    return arena.anchor(lane, state, goal);
+    anchor.id +=
+        (static_cast<int64_t>(forward) - static_cast<int64_t>(back)) * static_cast<int64_t>(layout_.spec.lanes);
+    anchor.row = arena.before(anchor.head_row, anchor.lane_base, ahead + back - forward);
   }
 
   const char* goal_after(const Arena& arena, uint64_t lane_base, uint64_t row) const {
@@ -85,30 +108,6 @@ class Relabeler {
     prefetch(&arena.words(step.row), sizeof(Words));
     const Leaf& leaf = layout_.obs[achieved_];
     prefetch(arena.value(leaf, arena.after(step.row, step.lane_base)), leaf.bytes);
-  }
-
-  void set_goal(const Arena& arena, const Anchor& step, uint64_t i, const BatchArrays& out) const {
-    const uint64_t bytes = layout_.obs[desired_].bytes;
-    const char* goal = goal_after(arena, step.lane_base, step.row);
-    for (uint32_t frame = 0; frame < frames_; ++frame) {
-      copy_value(out.obs[desired_] + (i * frames_ + frame) * bytes, goal, bytes);
-      copy_value(out.next_obs[desired_] + (i * frames_ + frame) * bytes, goal, bytes);
-    }
-  }
-
-  void keep_achieved(const Arena& arena, const Anchor& anchor, uint64_t i, const BatchArrays& out) const {
-    const uint64_t bytes = layout_.obs[achieved_].bytes;
-    char* to = out.achieved + i * n_ * bytes;
-    uint64_t row = anchor.row;
-    uint32_t step = 0;
-    for (;; ++step) {
-      copy_value(to + step * bytes, goal_after(arena, anchor.lane_base, row), bytes);
-      const uint64_t next = arena.after(row, anchor.lane_base);
-      if (step + 1 == n_ || is_last(arena.words(row), next, anchor.head_row)) break;
-      row = next;
-    }
-    out.steps[i] = static_cast<int32_t>(step + 1);
-    std::memset(to + (step + 1) * bytes, 0, (n_ - step - 1) * bytes);
   }
 
   const Layout& layout_;

@@ -22,8 +22,9 @@ struct BatchArrays {
   uint8_t* mask;       // sequences: real steps, and
   uint8_t* loss_mask;  // those to learn from
   int64_t* goal_ids;   // relabelled goals: the transition after which it was achieved, or -1
-  char* achieved;      // [n] goals achieved after the steps of each window
-  int32_t* steps;      // of each window
+  int64_t*
+      relabelled;  // [3] of each relabelled row, closely: the row, the steps of its window; first the number of them
+  char *achieved, *desired;  // goals after each step of the relabelled windows, closely; room for n a row
 };
 
 // n-step transitions (Sutton 1988; Hessel et al. 2018, section 3): the window of an anchor runs for up to n steps and

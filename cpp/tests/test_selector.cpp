@@ -113,8 +113,9 @@ struct Arrays {
         flags(4, std::vector<uint8_t>(rest.size())),
         ids(count),
         goal_ids(count),
+        relabelled(3 * count),
         achieved(count * n),
-        windows(count) {
+        desired(count * n) {
     for (auto& leaf : obs) out.obs.push_back(reinterpret_cast<char*>(leaf.data()));
     for (auto& leaf : next_obs) out.next_obs.push_back(reinterpret_cast<char*>(leaf.data()));
     out.rest.push_back(reinterpret_cast<char*>(rest.data()));
@@ -126,16 +127,16 @@ struct Arrays {
     out.loss_mask = flags[3].data();
     out.ids = ids.data();
     out.goal_ids = goal_ids.data();
+    out.relabelled = relabelled.data();
     out.achieved = reinterpret_cast<char*>(achieved.data());
-    out.steps = windows.data();
+    out.desired = reinterpret_cast<char*>(desired.data());
   }
   std::vector<std::vector<uint64_t>> obs, next_obs;
   std::vector<uint32_t> rest;
   std::vector<std::vector<float>> numbers;
   std::vector<std::vector<uint8_t>> flags;
-  std::vector<int64_t> ids, goal_ids;
-  std::vector<uint64_t> achieved;
-  std::vector<int32_t> windows;
+  std::vector<int64_t> ids, goal_ids, relabelled;
+  std::vector<uint64_t> achieved, desired;
   BatchArrays out{};
 };
 
@@ -162,14 +163,14 @@ void check_goals(const World& world, const Selector& selector, Strategy strategy
   const Relabeler relabeler(world.layout, strategy, 0.75, 0, 1, n, 1);
   Arrays arrays(count, 0, n);
   view.assemble(world.arena, anchors.data(), count, arrays.out);
-  relabeler.relabel(world.arena, selector, 5, anchors.data(), count, arrays.out);
+  const auto chosen = relabeler.choose(world.arena, selector, 5, anchors.data(), count);
+  relabeler.relabel(world.arena, chosen, anchors.data(), count, arrays.out);
+  int64_t num = 0;
+  uint64_t steps = 0;
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t lane = anchors[i].id % lanes, time = anchors[i].id / lanes, last = world.last(lane, time);
     const auto& all = world.past[lane];
     CHECK(selector.steps_after(anchors[i]) == last - time);
-    CHECK(arrays.windows[i] == static_cast<int32_t>(std::min(n, last - time + 1)));
-    for (int32_t step = 0; step < arrays.windows[i]; ++step)
-      CHECK(arrays.achieved[i * n + step] == all[time + step].next_obs);
     if (arrays.goal_ids[i] < 0) {
       CHECK(arrays.obs[1][i] == 7 && arrays.next_obs[1][i] == 7);
       continue;
@@ -179,7 +180,14 @@ void check_goals(const World& world, const Selector& selector, Strategy strategy
     CHECK(arrays.goal_ids[i] % lanes == lane && goal <= last);
     CHECK(goal >= (strategy == Strategy::kEpisode ? first : strategy == Strategy::kFuture ? time : last));
     CHECK(arrays.obs[1][i] == all[goal].next_obs && arrays.next_obs[1][i] == all[goal].next_obs);
+    const uint64_t window = std::min(n, last - time + 1);
+    CHECK(arrays.relabelled[3 * num] == static_cast<int64_t>(i));
+    CHECK(arrays.relabelled[3 * num + 1] == static_cast<int64_t>(window));
+    for (uint64_t step = 0; step < window; ++step, ++steps)
+      CHECK(arrays.achieved[steps] == all[time + step].next_obs && arrays.desired[steps] == all[goal].next_obs);
+    ++num;
   }
+  CHECK(arrays.relabelled[2] == num);
 }
 
 // What the model knows of a selector: priorities of live anchors, and how often each was drawn.

@@ -39,7 +39,7 @@ void sample_all(Arena arena, Selector* selector) {
   const auto bytes = [](auto& array) { return reinterpret_cast<char*>(array.data()); };
   const BatchArrays out{{bytes(obs)},      {bytes(next_obs)}, {bytes(rest)}, reward.data(), discount.data(),
                         terminated.data(), truncated.data(),  ids.data(),    nullptr,       nullptr,
-                        nullptr,           nullptr,           nullptr};
+                        nullptr,           nullptr,           nullptr,       nullptr};
   const std::vector<double> raw(kBatch, 2.0);
   for (int batch = 0; batch < 1500; ++batch) {
     {

@@ -55,6 +55,9 @@ class Reader:
         self._relabels = isinstance(view, Transitions) and view.relabel is not None
         self._episodic = isinstance(view, Sequences) and view.length == "episode"
         self._trees = _trees(schema, view)
+        names = [name for name, tree in self._trees.items() for _ in leaves(tree, name)]
+        self._shown = len(names)  # native arrays that are fields of a batch
+        self._places = {name: names.index(name) for name in ("reward", "terminated", "discount")}
         flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field) and isinstance(view, Transitions)
         # Batches of these are made without looking at trees; a weight is last, and there or not.
         self._names = (*self._trees, "weight") if flat and not self._relabels else None
@@ -208,28 +211,32 @@ class Reader:
                 arrays = self._to_torch(arrays, device)
             return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
         if self._relabels:
-            arrays = self._relabelled(arrays)
+            self._relabel(arrays, arrays[self._shown : self._shown + 3])
+            arrays = arrays[: self._shown] + arrays[self._shown + 3 :]
         if out is not None:
             return out
         if output == "torch":
             arrays = self._to_torch(arrays, device)
-        values = iter(arrays)
-        fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
-        fields |= dict(zip(("weight",), values, strict=False))
+        fields = self._fields(arrays)
         if isinstance(self._view, Sequences):
             obs = map_tree(lambda leaf: leaf[:, :-1], fields["all_obs"])
             next_obs = map_tree(lambda leaf: leaf[:, 1:], fields["all_obs"])
             fields = {"obs": obs, "next_obs": next_obs, **fields}
         return Batch(fields)
 
-    def _relabelled(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arrays with rewards for the goals of hindsight, and without what those were computed from."""
-        assert isinstance(self._view, Transitions)
+    def _fields(self, arrays: tuple[Any, ...]) -> dict[str, Any]:
         values = iter(arrays)
         fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
-        achieved, steps, *weight = values
-        relabel(fields, achieved, steps, self._view, self._view.stack * self._schema.stacked > 1)
-        return (*arrays[: len(arrays) - 2 - len(weight)], *weight)
+        fields.update(zip(("weight",), values, strict=False))
+        return fields
+
+    def _relabel(self, arrays: tuple[Any, ...], hidden: tuple[Any, ...]) -> None:
+        """Rewards for the goals of hindsight."""
+        assert isinstance(self._view, Transitions)
+        table, achieved, desired = hidden
+        shape = achieved.shape[2:]
+        numbers = {name: arrays[place] for name, place in self._places.items()}
+        relabel(numbers, table, achieved.reshape(-1, *shape), desired.reshape(-1, *shape), self._view)
 
     def _memory_of(self, out: Batch | None, output: Output, device: Any, beta: float | None) -> tuple[Any, ...] | None:
         """The arrays of a batch to write to, in the native order; None where there is no such batch."""
@@ -278,8 +285,8 @@ class Reader:
         assert isinstance(self._view, Transitions) and isinstance(self._schema.obs, dict)
         goal = self._schema.obs["achieved_goal"]
         assert isinstance(goal, Field)
-        shape = goal.shape[1:] if self._schema.stacked > 1 else goal.shape
-        return np.empty((n, self._view.n, *shape), goal.dtype), np.empty(n, np.int32)
+        shape = n, self._view.n, *(goal.shape[1:] if self._schema.stacked > 1 else goal.shape)
+        return np.empty((n, 3), np.int64), np.empty(shape, goal.dtype), np.empty(shape, goal.dtype)
 
     def _bad_out(self, error: IndexError) -> ConfigError:
         names = [name for tree_name, tree in self._trees.items() for name, _ in leaves(tree, tree_name)]

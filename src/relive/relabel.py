@@ -12,40 +12,49 @@ from relive.views import Transitions
 
 
 def relabel(
-    fields: dict[str, Any], achieved: NDArray[Any], steps: NDArray[np.int32], view: Transitions, stacked: bool
+    fields: dict[str, Any],
+    table: NDArray[np.int64],
+    achieved: NDArray[Any],
+    desired: NDArray[Any],
+    view: Transitions,
 ) -> None:
-    """Computes reward, terminated and discount anew, in place, where `goal_ids` says that the goal is another.
+    """Computes reward, terminated and discount anew, in place, for the rows whose goal is another.
 
     Args:
         fields: of the batch; the desired goals are replaced already.
-        achieved: [B, n, *shape], goals achieved after each step of the windows.
-        steps: int32 [B], steps of each window.
+        table: int64 [B, 3], of each relabelled row its number and the steps of its window; table[0, 2] is how many
+            there are.
+        achieved: goals achieved after each step of the relabelled windows, closely one after another.
+        desired: the goal of each of those steps.
         view: with the reward function, n and gamma.
-        stacked: observations have an axis of frames.
 
     Raises:
         SchemaError: the reward function returned something else than rewards.
     """
     assert view.relabel is not None and view.relabel.reward_fn is not None
-    rows = np.flatnonzero(fields["goal_ids"] >= 0)
-    if not len(rows):
+    count = int(table[0, 2])
+    if count == 0:
         return
-    lengths = steps[rows]  # i32[R]
-    used = np.arange(view.n) < lengths[:, None]  # bool[R, n]
-    goals = fields["obs"]["desired_goal"][rows]
-    desired = np.repeat(goals[:, -1] if stacked else goals, lengths, axis=0)
-    answer = view.relabel.reward_fn(achieved[rows][used], desired)
+    rows, lengths = table[:count, 0], table[:count, 1]
+    total = count if view.n == 1 else int(lengths.sum())
+    answer = view.relabel.reward_fn(achieved[:total], desired[:total])
     reward, terminated = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
-    rewards = np.zeros(used.shape)  # f64[R, n]
-    rewards[used] = _checked(reward, len(desired), "reward")
-    if terminated is not None:
-        ends = np.zeros(used.shape, np.bool_)
-        ends[used] = _checked(terminated, len(desired), "terminated").astype(np.bool_)
-        over = np.cumsum(ends, axis=1) > ends  # bool[R, n]: after the first termination
-        rewards[over] = 0
-        fields["terminated"][rows] = ends.any(axis=1)
-        fields["discount"][rows] = np.where(ends.any(axis=1), 0.0, view.gamma ** lengths.astype(np.float64))
-    fields["reward"][rows] = rewards @ view.gamma ** np.arange(view.n)
+    reward = _checked(reward, total, "reward")
+    ends: Any = None if terminated is None else _checked(terminated, total, "terminated").astype(np.bool_)
+    if view.n > 1:
+        used = np.arange(view.n) < lengths[:, None]  # bool[R, n]
+        rewards = np.zeros(used.shape)
+        rewards[used] = reward
+        if ends is not None:
+            each = np.zeros(used.shape, np.bool_)
+            each[used] = ends
+            rewards[np.cumsum(each, axis=1) > each] = 0  # after the first termination
+            ends = each.any(axis=1)
+        reward = rewards @ view.gamma ** np.arange(view.n)
+    fields["reward"][rows] = reward
+    if ends is not None:
+        fields["terminated"][rows] = ends
+        fields["discount"][rows] = np.where(ends, 0.0, view.gamma**lengths)
 
 
 def _checked(values: Any, count: int, name: str) -> NDArray[Any]:
