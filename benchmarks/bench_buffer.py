@@ -23,6 +23,7 @@ from rich.console import Console
 import others
 import relive
 import report as reports
+import samplers
 from floor import load_floor
 from measures import Bench, measure_growth, measure_push, measure_samples
 from workloads import WORKLOADS, resident_fill
@@ -62,6 +63,9 @@ def measure(bench: Bench, quick: bool) -> reports.Report:
     for workload in WORKLOADS:
         print(workload.title, file=sys.stderr)  # no live display: its thread would take turns in what is measured
         report.rows[workload.title] = [*measure_push(bench, workload), *measure_samples(bench, workload)]
+    print("samplers and views", file=sys.stderr)
+    rows, report.comparisons = samplers.measure_all(bench)
+    report.rows |= rows
     report.growth = measure_growth(bench)
     report.targets = reports.judge(report)
     return report

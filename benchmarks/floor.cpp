@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "floor.hpp"
+#include "floor_samplers.hpp"
 
 using namespace floor_;
 
@@ -18,6 +19,8 @@ Floor* make_floor(const char* name, uint64_t capacity, uint64_t lanes) {
   if (workload == "W1 n=3") return new Packed<16, 8, 36, 3>(capacity, lanes, 0.99f);
   if (workload == "W2") return new Packed<68, 24, 104, 1>(capacity, lanes, 0.99f);
   if (workload == "W3") return new Frames<7056, 8, 20, 4>(capacity, lanes, 0.99f);
+  if (workload == "W1 prioritized") return new Prioritized<16, 8, 36>(capacity, 0.99f);
+  if (workload == "W2 sequences") return new Sequences<68, 24, 104>(capacity, 0.99f);
   return nullptr;
 }
 
@@ -27,8 +30,8 @@ struct Object {
   PyObject* bound;  // the arrays `sample` writes to
 };
 
-char* data(PyObject* array) {
-  return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(array));
+char* data(PyObject* array) {  // None has none
+  return array == Py_None ? nullptr : PyArray_BYTES(reinterpret_cast<PyArrayObject*>(array));
 }
 Floor& floor_of(PyObject* self) {
   return *reinterpret_cast<Object*>(self)->floor;
@@ -86,7 +89,9 @@ PyObject* extend(PyObject* self, PyObject* const* args, Py_ssize_t) {
   Py_RETURN_NONE;
 }
 
-Outputs outputs(PyObject* const* arrays) {
+// In the order of Outputs; those that a workload does not have may be missing.
+Outputs outputs(PyObject* const* arrays, Py_ssize_t count) {
+  const auto further = [&](Py_ssize_t i) { return i < count ? data(arrays[i]) : nullptr; };
   return {data(arrays[0]),
           data(arrays[1]),
           reinterpret_cast<float*>(data(arrays[2])),
@@ -94,10 +99,13 @@ Outputs outputs(PyObject* const* arrays) {
           reinterpret_cast<uint8_t*>(data(arrays[4])),
           data(arrays[5]),
           reinterpret_cast<float*>(data(arrays[6])),
-          reinterpret_cast<int64_t*>(data(arrays[7]))};
+          reinterpret_cast<int64_t*>(data(arrays[7])),
+          reinterpret_cast<float*>(further(8)),
+          reinterpret_cast<uint8_t*>(further(9)),
+          reinterpret_cast<uint8_t*>(further(10))};
 }
 
-// bind(obs, action, reward, terminated, truncated, next_obs, discount, ids): where `sample` writes.
+// bind(obs, action, reward, terminated, truncated, next_obs, discount, ids, ...): where `sample` writes.
 PyObject* bind(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   PyObject* arrays = PyTuple_New(count);
   if (!arrays) return nullptr;
@@ -106,7 +114,7 @@ PyObject* bind(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     PyTuple_SET_ITEM(arrays, i, args[i]);
   }
   Py_XSETREF(reinterpret_cast<Object*>(self)->bound, arrays);
-  floor_of(self).bound = outputs(args);
+  floor_of(self).bound = outputs(args, count);
   Py_RETURN_NONE;
 }
 
@@ -118,8 +126,15 @@ PyObject* sample(PyObject* self, PyObject* count) {
 }
 
 // sample_into(n, obs, action, ...): into these arrays.
-PyObject* sample_into(PyObject* self, PyObject* const* args, Py_ssize_t) {
-  floor_of(self).sample(PyLong_AsSize_t(args[0]), outputs(args + 1));
+PyObject* sample_into(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  floor_of(self).sample(PyLong_AsSize_t(args[0]), outputs(args + 1, count - 1));
+  Py_RETURN_NONE;
+}
+
+// update(ids, abs_td): int64 and float32, of one length.
+PyObject* update(PyObject* self, PyObject* const* args, Py_ssize_t) {
+  floor_of(self).update(reinterpret_cast<const int64_t*>(data(args[0])), reinterpret_cast<const float*>(data(args[1])),
+                        static_cast<uint64_t>(PyArray_DIM(reinterpret_cast<PyArrayObject*>(args[0]), 0)));
   Py_RETURN_NONE;
 }
 
@@ -147,6 +162,7 @@ PyMethodDef methods[] = {method("push", push, METH_FASTCALL),
                          method("bind", bind, METH_FASTCALL),
                          method("sample", sample, METH_O),
                          method("sample_into", sample_into, METH_FASTCALL),
+                         method("update", update, METH_FASTCALL),
                          method("sample_often", sample_often, METH_FASTCALL),
                          method("record_bytes", record_bytes, METH_NOARGS),
                          {}};

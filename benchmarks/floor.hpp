@@ -43,6 +43,8 @@ struct Outputs {
   char* next_obs;
   float* discount;
   int64_t* ids;
+  float* weight;              // prioritized
+  uint8_t *mask, *loss_mask;  // sequences
 };
 
 struct Ring {
@@ -52,16 +54,20 @@ struct Ring {
   uint64_t state = 0x9E3779B97F4A7C15u;
 
   uint64_t after(uint64_t row) const { return row + 1 == rows ? 0 : row + 1; }
+  uint64_t row_before_head(uint64_t back) const { return head_row >= back ? head_row - back : head_row + rows - back; }
   void advance(uint64_t next, uint64_t capacity) {
     head_row = next;
     ++head;
     live = std::min(live + 1, capacity);
   }
-  uint64_t draw() {  // xorshift64, multiply and shift: how far back from the newest
+  uint64_t random() {  // xorshift64
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;
-    return static_cast<uint64_t>((static_cast<unsigned __int128>(state) * live) >> 64);
+    return state;
+  }
+  uint64_t draw() {  // multiply and shift: how far back from the newest
+    return static_cast<uint64_t>((static_cast<unsigned __int128>(random()) * live) >> 64);
   }
 };
 
@@ -75,12 +81,13 @@ class Floor {
   virtual void push_lanes(const char* obs, const char* action, const double* reward, const uint8_t* terminated,
                           const uint8_t* truncated, const char* next_obs) = 0;
   virtual void sample(uint64_t count, const Outputs& out) = 0;
+  virtual void update(const int64_t*, const float*, uint64_t) {}
   Outputs bound{};
 };
 
 // Observation, action, reward and flags in one record of kRecord bytes.
 template <uint64_t kObs, uint64_t kAction, uint64_t kRecord, uint32_t kSteps>
-class Packed final : public Floor {
+class Packed : public Floor {
  public:
   Packed(uint64_t capacity, uint64_t lanes, float gamma)
       : capacity_(capacity / lanes), rings_(lanes, Ring(capacity_ + 1)), memory_((capacity_ + 1) * lanes * kRecord) {
@@ -120,17 +127,20 @@ class Packed final : public Floor {
     }
   }
 
- private:
+ protected:
   static constexpr uint64_t kTouched = kRecord * kSteps + kObs;
+
+  [[gnu::always_inline]] void fetch(uint64_t row) const {
+    const char* record = records_ + row * kRecord;
+    for (uint64_t at = 0; at < kTouched; at += 64) __builtin_prefetch(record + at);
+    __builtin_prefetch(record + kTouched - 1);
+  }
 
   void draw(uint64_t* rows, uint64_t size) {
     Ring& ring = rings_[0];
     for (uint64_t i = 0; i < size; ++i) {
-      const uint64_t back = 1 + ring.draw();
-      rows[i] = ring.head_row >= back ? ring.head_row - back : ring.head_row + ring.rows - back;
-      const char* record = records_ + rows[i] * kRecord;
-      for (uint64_t at = 0; at < kTouched; at += 64) __builtin_prefetch(record + at);
-      __builtin_prefetch(record + kTouched - 1);
+      rows[i] = ring.row_before_head(1 + ring.draw());
+      fetch(rows[i]);
     }
   }
 
@@ -215,7 +225,7 @@ class Frames final : public Floor {
     Ring& ring = rings_[0];
     for (uint64_t i = 0; i < count; ++i) {
       const uint64_t back = 1 + ring.draw();
-      const uint64_t row = ring.head_row >= back ? ring.head_row - back : ring.head_row + ring.rows - back;
+      const uint64_t row = ring.row_before_head(back);
       const char* record = records_ + row * kRecord;
       std::memcpy(out.action + i * kAction, record, kAction);
       uint32_t flags;

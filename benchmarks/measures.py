@@ -34,6 +34,7 @@ class Row:
         times_floor: relive over the floor; the median over rounds of their ratio, as is the next one.
         times_alloc: relive over floor+alloc; None where an operation makes no arrays.
         rounds: how many there were.
+        bytes: of a batch, where the operation is mostly copying.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     times_floor: float
     times_alloc: float | None
     rounds: int
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Bench:
         return self.only.lower() in name.lower()
 
     def others_for(self, workload: Workload) -> dict[str, type[Other]]:
-        """Other libraries, where they do the same work: single steps of plain observations."""
-        return self.others if not workload.has_frames and workload.view.n == 1 else {}
+        """Other libraries, where they do the same work."""
+        return self.others if workload.is_plain else {}
 
     def row(self, name: str, contestants: dict[str, Run], in_c: int = 1) -> Row:
         """Measures one operation; a call of "floor in C" does it `in_c` times."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+import relive
 from workloads import Workload
 
 
@@ -32,14 +33,7 @@ class Cpprb:
 
     def __init__(self, workload: Workload) -> None:
         cpprb = importlib.import_module("cpprb")
-        fields = {
-            "obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
-            "act": {"shape": workload.action.shape or 1, "dtype": workload.action.dtype},
-            "rew": {},
-            "next_obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
-            "done": {},
-        }
-        self._buffer = cpprb.ReplayBuffer(workload.capacity, fields)
+        self._buffer = cpprb.ReplayBuffer(workload.capacity, cpprb_fields(workload))
 
     def push(self, obs: Any, action: Any, reward: float, terminated: bool, next_obs: Any) -> object:
         """One transition."""
@@ -52,6 +46,42 @@ class Cpprb:
     def sample(self, size: int) -> object:
         """A batch of tensors."""
         return {name: torch.from_numpy(values) for name, values in self._buffer.sample(size).items()}
+
+
+class CpprbPrioritized:
+    """cpprb's PrioritizedReplayBuffer, the same fields."""
+
+    def __init__(self, workload: Workload) -> None:
+        cpprb = importlib.import_module("cpprb")
+        assert isinstance(workload.sampler, relive.Prioritized)
+        fields = cpprb_fields(workload)
+        self._buffer = cpprb.PrioritizedReplayBuffer(
+            workload.capacity, fields, alpha=workload.sampler.alpha, eps=workload.sampler.eps
+        )
+
+    def extend(self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, next_obs: Any) -> object:
+        """A block of transitions."""
+        return self._buffer.add(obs=obs, act=action, rew=reward, next_obs=next_obs, done=terminated)
+
+    def sample(self, size: int, beta: float) -> dict[str, Any]:
+        """A batch of arrays."""
+        batch: dict[str, Any] = self._buffer.sample(size, beta)
+        return batch
+
+    def update(self, batch: dict[str, Any], abs_td: Any) -> None:
+        """New priorities for the transitions of a batch."""
+        self._buffer.update_priorities(batch["indexes"], abs_td)
+
+
+def cpprb_fields(workload: Workload) -> dict[str, dict[str, Any]]:
+    """The transition as cpprb names it."""
+    return {
+        "obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
+        "act": {"shape": workload.action.shape or 1, "dtype": workload.action.dtype},
+        "rew": {},
+        "next_obs": {"shape": workload.obs.shape, "dtype": workload.obs.dtype},
+        "done": {},
+    }
 
 
 class StableBaselines3:
@@ -94,6 +124,11 @@ _OTHERS: dict[str, tuple[str, type[Other]]] = {
 def installed() -> dict[str, type[Other]]:
     """The other libraries that can be imported here."""
     return {name: other for name, (module, other) in _OTHERS.items() if importlib.util.find_spec(module)}
+
+
+def prioritized_installed() -> dict[str, type[CpprbPrioritized]]:
+    """Those with priorities."""
+    return {"cpprb": CpprbPrioritized} if importlib.util.find_spec("cpprb") else {}
 
 
 def version(name: str) -> str:

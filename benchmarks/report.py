@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from measures import ALLOC, FLOOR, FLOOR_IN_C, RELIVE, Row
+from samplers import HINDSIGHT, TRANSITIONS, Comparison
 
 _PAGE = """# Performance
 
@@ -14,6 +15,17 @@ tensors for every batch, as an API that returns new batches must. Microseconds o
 shared and noisy: trust ratios, taken side by side in one run, never absolute times.
 
 """
+
+
+_RATIOS = (
+    ("W1 sample 256 to torch", 1.5, ALLOC),
+    ("W1 prioritized 1e6 cycle 256 to NumPy", 1.6, FLOOR),
+    ("W1 prioritized 1e6 cycle 256 to torch", 1.6, ALLOC),
+    ("W1 prioritized 1e7 cycle 256 to NumPy", 1.6, FLOOR),
+    ("W1 prioritized 1e7 cycle 256 to torch", 1.6, ALLOC),
+    ("W2 sequences 64 x 80 to NumPy", 1.5, FLOOR),
+    ("W2 sequences 64 x 80 to torch", 1.5, ALLOC),
+)
 
 
 @dataclass
@@ -32,6 +44,7 @@ class Report:
 
     environment: dict[str, str]
     rows: dict[str, list[Row]] = field(default_factory=dict)  # by title of the workload
+    comparisons: list[Comparison] = field(default_factory=list)  # what has no floor
     growth: list[dict[str, float]] = field(default_factory=list)
     memory: list[dict[str, float]] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
@@ -50,14 +63,19 @@ def judge(report: Report) -> list[Target]:
     """The targets that this run measured."""
     targets = []
     rows = {row.name: row for rows in report.rows.values() for row in rows}
-    if row := rows.get("W1 sample 256 to torch"):
-        assert row.times_alloc is not None
-        value = row.times_alloc
-        targets.append(Target(row.name, "at most 1.5 x floor+alloc", f"{value:.2f} x", value <= 1.5))
     if row := rows.get("W1 push one"):
         took, floor = row.microseconds[RELIVE], row.microseconds[FLOOR]
         limit = max(2.0, 4 * floor)
         targets.append(Target(row.name, "at most 2 us or 4 x floor", f"{took:.2f} us", took <= limit))
+    for name, most, against in _RATIOS:
+        if row := rows.get(name):
+            value = row.times_floor if against == FLOOR else row.times_alloc
+            assert value is not None
+            targets.append(Target(row.name, f"at most {most} x {against}", f"{value:.2f} x", value <= most))
+    for comparison in report.comparisons:
+        if comparison.base == TRANSITIONS:
+            value = comparison.times[HINDSIGHT]
+            targets.append(Target(comparison.title, "at most 2 x the same, plain", f"{value:.2f} x", value <= 2))
     for memory in report.memory:
         value = memory["frames"]
         name = f"W3 memory, episodes of {memory['episode']:,.0f} steps"
@@ -78,6 +96,7 @@ def judge(report: Report) -> list[Target]:
 def tables(report: Report) -> list[Table]:
     """All that were measured, the targets last."""
     found = [_operations(title, rows) for title, rows in report.rows.items() if rows]
+    found += [_comparison(comparison) for comparison in report.comparisons]
     if report.growth:
         found.append(_growth(report.growth))
     if report.memory:
@@ -101,10 +120,12 @@ def page(report: Report) -> str:
 
 
 def _operations(title: str, rows: list[Row]) -> Table:
-    main = (FLOOR_IN_C, FLOOR, ALLOC, RELIVE)
+    main = tuple(name for name in (FLOOR_IN_C, FLOOR, ALLOC, RELIVE) if any(name in row.microseconds for row in rows))
     cells = []
     for row in rows:
         others = [f"{name} {_number(value)}" for name, value in row.microseconds.items() if name not in main]
+        if row.bytes is not None:
+            others = [f"{name} {row.bytes / row.microseconds[name]:,.0f} MB/s" for name in main] + others
         cells.append(
             [
                 row.name,
@@ -115,6 +136,11 @@ def _operations(title: str, rows: list[Row]) -> Table:
             ]
         )
     return Table(f"{title}, microseconds", ["operation", *main, "x floor", "x floor+alloc", "others"], cells)
+
+
+def _comparison(comparison: Comparison) -> Table:
+    cells = [[name, _number(value), f"{comparison.times[name]:.2f}"] for name, value in comparison.microseconds.items()]
+    return Table(f"{comparison.title}, microseconds", ["", "relive", f"x {comparison.base}"], cells)
 
 
 def _growth(rows: list[dict[str, float]]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ class Workload:
     obs: relive.Field
     action: relive.Field
     capacity: int
-    view: relive.Transitions
+    view: relive.Transitions | relive.Sequences
     block: int = 5_000  # transitions made at once
+    sampler: relive.Uniform | relive.Prioritized = field(default_factory=relive.Uniform)
 
     @property
     def title(self) -> str:
@@ -39,9 +40,15 @@ class Workload:
         """True if an observation of a batch is a stack of frames."""
         return self.view.stack > 1
 
+    @property
+    def is_plain(self) -> bool:
+        """True if other libraries do the same work: single steps of plain observations, drawn uniformly."""
+        return self.view == relive.Transitions() and self.sampler == relive.Uniform()
+
     def buffer(self, capacity: int, lanes: int = 1) -> relive.ReplayBuffer:
         """An empty buffer."""
-        return relive.ReplayBuffer(capacity, relive.Schema(self.obs, self.action), lanes=lanes, view=self.view, seed=0)
+        schema = relive.Schema(self.obs, self.action)
+        return relive.ReplayBuffer(capacity, schema, lanes=lanes, view=self.view, sampler=self.sampler, seed=0)
 
     def arrays(self, count: int, seed: int = 0) -> tuple[Any, ...]:
         """One lane in order of time: obs [count + 1, ...], action, float32 reward, terminated, truncated."""
@@ -55,7 +62,13 @@ class Workload:
         return obs, action, rng.random(count).astype(np.float32), terminated, truncated
 
     def outputs(self, count: int, frames: int | None = None) -> list[Any]:
-        """Fresh memory for a batch: obs, action, reward, terminated, truncated, next_obs, discount, ids."""
+        """Fresh memory for a batch: obs, action, reward, terminated, truncated, next_obs, discount, ids.
+
+        With priorities also the weight. Sequences have all_obs in place of obs, None for next_obs and weight, and mask
+        and loss_mask.
+        """
+        if isinstance(self.view, relive.Sequences):
+            return self._sequence_outputs(count, self.view.length)
         stack = (frames or self.view.stack,) if self.has_frames else ()
         shape = (count, *stack, *self.obs.shape)
         return [
@@ -67,6 +80,22 @@ class Workload:
             np.empty(shape, self.obs.dtype),
             np.empty(count, np.float32),
             np.empty(count, np.int64),
+            *([np.empty(count, np.float32)] if isinstance(self.sampler, relive.Prioritized) else []),
+        ]
+
+    def _sequence_outputs(self, count: int, length: int) -> list[Any]:
+        return [
+            np.empty((count, length + 1, *self.obs.shape), self.obs.dtype),
+            np.empty((count, length, *self.action.shape), self.action.dtype),
+            np.empty((count, length), np.float32),
+            np.empty((count, length), np.bool_),
+            np.empty((count, length), np.bool_),
+            None,
+            np.empty((count, length), np.float32),
+            np.empty(count, np.int64),
+            None,
+            np.empty((count, length), np.bool_),
+            np.empty((count, length), np.bool_),
         ]
 
 
@@ -75,6 +104,13 @@ W1_THREE_STEPS = Workload("W1 n=3", W1.obs, W1.action, W1.capacity, relive.Trans
 W2 = Workload("W2", relive.Field("float32", (17,)), relive.Field("float32", (6,)), 1_000_000, relive.Transitions())
 W3 = Workload("W3", relive.Field("uint8", (84, 84)), W1.action, 100_000, relive.Transitions(stack=4), block=1_000)
 WORKLOADS = (W1, W1_THREE_STEPS, W2, W3)
+PRIORITIZED = tuple(
+    Workload("W1 prioritized", W1.obs, W1.action, capacity, W1.view, sampler=relive.Prioritized())
+    for capacity in (1_000_000, 10_000_000)
+)
+SEQUENCES = Workload(
+    "W2 sequences", W2.obs, W2.action, W2.capacity, relive.Sequences(80, burn_in=40, stride=40)
+)  # the floor knows these numbers, and EPISODE
 
 
 def fill(buffers: list[Any], workload: Workload, capacity: int) -> None:
@@ -86,6 +122,22 @@ def fill(buffers: list[Any], workload: Workload, capacity: int) -> None:
                 buffer.extend(obs[:-1], action, reward, terminated, obs[1:], truncated=truncated)
             else:
                 buffer.extend(obs[:-1], action, reward, terminated, truncated, obs[1:])
+
+
+def fill_goals(buffer: relive.ReplayBuffer, capacity: int, episode: int = 50) -> None:
+    """Pushes 1.2 times the capacity of a task with goals: points that wander, cut at the end of an episode."""
+    rng, block = np.random.default_rng(0), 100 * episode
+    truncated = np.zeros(block, np.bool_)
+    truncated[episode - 1 :: episode] = True
+    for _ in range(int(1.2 * capacity) // block):
+        # One observation more than steps in an episode: the last one is the final next_obs.
+        shapes = {"observation": 10, "achieved_goal": 3, "desired_goal": 3}
+        obs = {name: rng.random((100, episode + 1, size)).astype(np.float32) for name, size in shapes.items()}
+        obs["desired_goal"][:] = obs["desired_goal"][:, :1]
+        before = {name: values[:, :-1].reshape(block, -1) for name, values in obs.items()}
+        after = {name: values[:, 1:].reshape(block, -1) for name, values in obs.items()}
+        action = rng.random((block, 4)).astype(np.float32)
+        buffer.extend(before, action, np.full(block, -1.0), np.zeros(block, np.bool_), after, truncated=truncated)
 
 
 def steps(workload: Workload) -> Iterator[tuple[Any, ...]]:
