@@ -11,15 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from relive._core import Core
 from relive.append import Appender, collect, conform_all
+from relive.arguments import check_lane, check_mask, check_priority, check_seed, has_lead
 from relive.batch import Batch
-from relive.engine import check_axes, keeps_priorities
+from relive.engine import check_axes, check_updates, keeps_priorities
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
 from relive.forking import watch
 from relive.prefetch import Batches, Beta
 from relive.reading import Output, Reader
 from relive.samplers import BuiltIn, Sampler
-from relive.schema import Field, Schema, flatten, leaves
+from relive.schema import Field, Schema, leaves
 from relive.storage import Memory, core_field, core_fields, divide, format_bytes, history, measure
 from relive.views import Hindsight, Sequences, View
 from relive.writers import Writer
@@ -67,7 +68,7 @@ class ReplayBuffer:
         for name, value, kind in (("schema", schema, Schema | None), ("storage", self._storage, Memory)):
             if not isinstance(value, kind):
                 raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
-        self._seed = _check_seed(secrets.randbits(64) if seed is None else seed)
+        self._seed = check_seed(secrets.randbits(64) if seed is None else seed)
         self._capacity, self._lanes = divide(capacity, lanes, schema)
         self._num_readers = 0  # made by `reader`
         self._schema: Schema | None = None
@@ -155,13 +156,13 @@ class ReplayBuffer:
                     -1, None, None, ids, obs, action, reward, terminated, truncated, next_obs, *tail
                 ):
                     return ids
-        is_step = lane is None and (self._lanes > 1 or self._has_lead(obs))
+        is_step = lane is None and (self._lanes > 1 or has_lead(self._schema, obs))
         count = self._lanes if is_step else None
-        raw = None if priority is None else self._check_priority(priority, count or 1, many=is_step)
+        raw = None if priority is None else self._initial(priority, count or 1, many=is_step)
         if is_step and truncated is False:
             truncated = np.zeros(self._lanes, np.bool_)
-        chosen = self._check_mask(mask, is_step)
-        lane = 0 if is_step else self._check_lane(lane)
+        chosen = check_mask(mask, self._lanes, is_step=is_step)
+        lane = 0 if is_step else check_lane(lane, self._lanes)
         given = (obs, action, reward, terminated, truncated, next_obs, extras)
         values = collect(self._schema or self._adopt(given, count, chosen), *given)
         return self._appender.step(values, chosen, raw) if is_step else self._appender.one(lane, values, raw)
@@ -205,8 +206,8 @@ class ReplayBuffer:
             raise SchemaError(f"reward: expected float32 (T,), a block of T transitions, got shape {shape}. Use push.")
         count = shape[0]
         flags = np.zeros(count, np.bool_) if truncated is None else truncated
-        lane = self._check_lane(lane)
-        raw = None if priority is None else self._check_priority(priority, count, many=True)
+        lane = check_lane(lane, self._lanes)
+        raw = None if priority is None else self._initial(priority, count, many=True)
         given = (obs, action, reward, terminated, flags, next_obs, extras)
         values = collect(self._schema or self._adopt(given, count, None), *given)
         return self._appender.block(lane, count, values, raw)
@@ -289,7 +290,8 @@ class ReplayBuffer:
         Paper: Schaul et al. 2016 (arXiv:1511.05952), section 3.3; Kapturowski et al. 2019, section 2.3 (sequences).
         """
         if self._schema is None:
-            raise NotEnoughDataError("update_priorities: expected live transitions, the buffer is empty.")
+            check_updates(self._sampler)
+            return 0
         return self._reading.update_priorities(ids, abs_td)
 
     def batches(
@@ -354,7 +356,7 @@ class ReplayBuffer:
             seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
         sizes = measure(self._schema, self._capacity, self._lanes, view, sampler)
         memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])
-        return Reader(self._core, self._schema, view, sampler, (memory, 0), _check_seed(seed), primary=False)
+        return Reader(self._core, self._schema, view, sampler, (memory, 0), check_seed(seed), primary=False)
 
     def clear(self) -> None:
         """Forgets every transition. Ids go on where they were; so does the generator."""
@@ -447,6 +449,18 @@ class ReplayBuffer:
             f"{', '.join(f'{name}: {field}' for name, field in fields)}, {axes})"
         )
 
+    def _initial(self, priority: ArrayLike, count: int, *, many: bool) -> NDArray[np.float64]:
+        """Initial priorities as float64 [count], if there is a use for them."""
+        raw = check_priority(priority, count, many=many)
+        if not keeps_priorities(self._sampler):
+            raise ConfigError(f"priority: expected none, got {priority!r}; {self._sampler} keeps no priorities.")
+        if isinstance(self._view, Sequences):
+            raise ConfigError(
+                f"priority: expected none, got {priority!r}; a sequence's priority is not that of one of its steps. "
+                "Use update_priorities."
+            )
+        return raw
+
     def _adopt(self, given: tuple[Any, ...], count: int | None, mask: NDArray[np.bool_] | None) -> Schema:
         """Takes the schema of the first push, if that push can be stored and no other thread was faster."""
         with self._building:
@@ -456,53 +470,3 @@ class ReplayBuffer:
                 self._build(schema)
             assert self._schema is not None
             return self._schema
-
-    def _has_lead(self, obs: Any) -> bool:
-        """True if a value of one lane has a leading axis of size 1 all the same."""
-        if self._schema is None:
-            return False
-        _, field = next(leaves(self._schema.obs, "obs"))
-        value = flatten(self._schema.obs, obs, "obs")[0]
-        try:
-            return np.ndim(value) == len(field.shape) + 1
-        except ValueError:  # a ragged sequence, refused later with its name
-            return False
-
-    def _check_lane(self, lane: int | None) -> int:
-        if lane is None and self._lanes == 1:
-            return 0
-        if not isinstance(lane, int | np.integer) or isinstance(lane, bool) or not 0 <= lane < self._lanes:
-            raise SchemaError(f"lane: expected an integer in [0, {self._lanes - 1}], got {lane!r}.")
-        return int(lane)
-
-    def _check_mask(self, mask: ArrayLike | None, is_step: bool) -> NDArray[np.bool_] | None:
-        if mask is None:
-            return None
-        if not is_step:
-            raise SchemaError("mask: expected one step of every lane, got one transition. Leave mask out.")
-        chosen: NDArray[Any] = np.ascontiguousarray(as_array(mask, "mask", f"bool ({self._lanes},)"))
-        if chosen.dtype != np.bool_ or chosen.shape != (self._lanes,):
-            raise SchemaError(f"mask: expected bool ({self._lanes},), got {chosen.dtype} {chosen.shape}.")
-        return chosen
-
-    def _check_priority(self, priority: ArrayLike, count: int, *, many: bool) -> NDArray[np.float64]:
-        """Initial priorities as float64 [count]."""
-        raw = as_array(priority, "priority", "a number")
-        shapes = ((), (count,)) if many else ((),)
-        if raw.shape not in shapes or raw.dtype.kind not in "fiu" or not np.isfinite(raw).all() or (raw < 0).any():
-            one = "a finite number of at least 0"
-            raise SchemaError(f"priority: expected {one}{f', or {count} of them' if many else ''}, got {priority!r}.")
-        if not keeps_priorities(self._sampler):
-            raise ConfigError(f"priority: expected none, got {priority!r}; {self._sampler} keeps no priorities.")
-        if isinstance(self._view, Sequences):
-            raise ConfigError(
-                f"priority: expected none, got {priority!r}; a sequence's priority is not that of one of its steps. "
-                "Use update_priorities."
-            )
-        return np.require(np.broadcast_to(raw, count), np.float64, ["C"])
-
-
-def _check_seed(seed: int) -> int:
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ConfigError(f"seed: expected an integer in [0, 2^64) or None, got {seed!r}.")
-    return int(seed)

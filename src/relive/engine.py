@@ -12,7 +12,6 @@ from relive.views import Hindsight, Sequences, Transitions, View
 
 _DRAWS: dict[type, int] = {Uniform: 0, Prioritized: 1, RankBased: 2, Shuffled: 3, Recent: 4}  # enum Draw
 _STRATEGIES = {"future": 0, "final": 1, "episode": 2}  # enum Strategy
-MAX_RANKED = 2**32 - 2
 
 
 def check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn | Sampler]:
@@ -35,6 +34,18 @@ def check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn | Sampler]:
 def keeps_priorities(sampler: BuiltIn | Sampler) -> bool:
     """Whether a priority given with a push means something."""
     return isinstance(sampler, Prioritized | RankBased)
+
+
+def check_updates(sampler: BuiltIn | Sampler) -> None:
+    """Refuses new priorities for a sampler that has no use for them.
+
+    Raises:
+        ConfigError: it keeps no priorities.
+    """
+    if not keeps_priorities(sampler) and not callable(getattr(sampler, "update_priorities", None)):
+        raise ConfigError(
+            f"update_priorities: expected a sampler that keeps priorities, got {sampler}. Use sampler=Prioritized()."
+        )
 
 
 def options(schema: Schema, view: View, sampler: BuiltIn | Sampler) -> dict[str, Any]:

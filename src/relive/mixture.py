@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ from relive.schema import Schema, leaves
 from relive.trees import map_fields
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a mixture draws from: a buffer, or a reader of one."""
 
@@ -72,7 +73,7 @@ class Mixture:
     """
 
     def __init__(self, parts: Iterable[tuple[Source, float]], seed: int | None = None) -> None:
-        self._parts = tuple((source, _share(share)) for source, share in parts)
+        self._parts = tuple(_part(part) for part in parts)
         shares = [share for _, share in self._parts]
         if not self._parts or abs(math.fsum(shares) - 1) > 1e-9:
             raise ConfigError(f"Mixture: expected shares that sum to 1, got {shares}.")
@@ -334,6 +335,15 @@ def _fields(schema: Schema) -> dict[str, str]:
     trees: dict[str, Any] = {"obs": schema.obs, "action": schema.action, **schema.extras}
     fields = {name: str(field) for tree in trees for name, field in leaves(trees[tree], tree)}
     return fields | {f"{name}, which is a": type(tree).__name__ for name, tree in trees.items()}
+
+
+def _part(part: Any) -> tuple[Source, float]:
+    if not isinstance(part, tuple | list) or len(part) != 2 or not isinstance(part[0], Source):
+        raise ConfigError(
+            f"Mixture: expected parts (source, share), sources that are buffers or readers, got {part!r}. A mixture "
+            "is no part of another: list all parts in one."
+        )
+    return part[0], _share(part[1])
 
 
 def _share(share: Any) -> float:

@@ -13,7 +13,7 @@ from relive._core import Core
 from relive._core import Reader as Native
 from relive.batch import Batch
 from relive.checks import number
-from relive.engine import keeps_priorities, options
+from relive.engine import check_updates, keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array
 from relive.prefetch import Batches, Beta
@@ -111,10 +111,11 @@ class Reader:
 
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
         """Gives anchors new priorities, see `ReplayBuffer.update_priorities`."""
+        check_updates(self._sampler)
         wanted, raw = _as_ids(ids), _as_errors(abs_td, self._view)
         if raw.shape[0] != len(wanted):
             raise SchemaError(f"abs_td: expected one for each of {len(wanted)} ids, got {raw.shape}.")
-        if keeps_priorities(self._sampler):
+        if self._custom is None:
             result = self._native.update(wanted, raw)
             if result < 0:
                 worst = raw[-1 - result]
@@ -122,17 +123,11 @@ class Reader:
                     f"abs_td: expected finite numbers of at least 0, got {worst} (at [{-1 - result}]). Nothing changed."
                 )
             return result
-        update = getattr(self._sampler, "update_priorities", None)
-        if update is None:
-            raise ConfigError(
-                f"update_priorities: expected a sampler that keeps priorities, got {self._sampler}. Use "
-                "sampler=Prioritized()."
-            )
         if not (np.isfinite(raw).all() and (raw >= 0).all()):
             raise SchemaError("abs_td: expected finite numbers of at least 0, got others. Nothing changed.")
         with self._drawing:
             live = np.isin(wanted, self._native.anchors())
-            update(wanted[live], raw[live])
+            self._custom.update_priorities(wanted[live], raw[live])  # type: ignore[attr-defined]
         return int(live.sum())
 
     def batches(
@@ -266,12 +261,19 @@ class Reader:
                 f"out: expected a batch {'with' if beta is not None else 'without'} weights for {beta=}, got another."
             )
         try:
-            arrays = tuple(
-                leaf for name, tree in self._trees.items() for leaf in flatten(tree, getattr(out, name), f"out.{name}")
-            )
-        except (AttributeError, SchemaError) as error:
+            if self._names is not None:
+                arrays = tuple([vars(out)[name] for name in self._trees])
+            else:
+                arrays = tuple(
+                    [
+                        leaf
+                        for name, tree in self._trees.items()
+                        for leaf in flatten(tree, vars(out)[name], f"out.{name}")
+                    ]
+                )
+        except (KeyError, SchemaError) as error:
             raise ConfigError(f"out: expected a batch of this buffer, got another ({error})") from error
-        weight = () if beta is None else (out.weight,)
+        weight = () if beta is None else (vars(out)["weight"],)
         if not isinstance(out.ids, np.ndarray):
             from relive.tensors import to_numpy
 

@@ -131,7 +131,7 @@ class RankBased:
     max_uses: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", number("RankBased", "alpha", self.alpha, 0, 100))
+        object.__setattr__(self, "alpha", number("RankBased", "alpha", self.alpha, 0, 30))  # no rank underflows
         object.__setattr__(self, "eta", number("RankBased", "eta", self.eta, 0, 1))
         one_of("RankBased", "normalize", self.normalize, ("batch", "buffer"))
         _check_limits(self)
