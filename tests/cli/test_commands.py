@@ -100,7 +100,10 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ("trian CartPole-v1", r"command: expected one of train, evaluate, plot, got 'trian'\. Did you mean train\?"),
+        (
+            "trian CartPole-v1",
+            r"command: expected one of train, evaluate, plot, study, got 'trian'\. Did you mean train\?",
+        ),
         ("train", r"ENV.*See relive train --help"),
         ("train CartPole-v1 Acrobot-v1", r"expected no further argument, got 'Acrobot-v1'"),
         ("train CartPole-v1 --agent.gamma 0.5", r"expected an option of relive train, got --agent.gamma"),
@@ -109,6 +112,15 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train CartPole-v1 --capacity 7 --num-envs 4", r"capacity: expected a multiple of num_envs=4"),
         ("train CartPole-v1 --capacity 4000000000", r"plan: expected at most .* memory, got .*A capacity of .* fits"),
         ("train Blackjack-v1", r"observation_space: expected .*, got Tuple"),
+        ("train CartPole-v1 --sampler rank", r"'rank'.*--sampler.*rank-based"),
+        ("train CartPole-v1 --newest 65", r"newest: expected at most batch_size=64, got 65"),
+        ("study capacty", r"study: expected one of capacity, cliffwalk, got 'capacty'\. Did you mean capacity\?"),
+        ("study capacity", r"ENV.*See relive study capacity --help"),
+        ("study capacity CartPol-v1", r"got 'CartPol-v1'\. Did you mean CartPole-v1"),
+        ("study capacity CartPole-v1 --capacities 7", r"capacity: expected a multiple of num_envs=4, got 7"),
+        ("study capacity CartPole-v1 --sampler uniform", r"got --sampler\. Did you mean --samplers\?"),
+        ("study capacity CartPole-v1 --seeds 0", r"seeds: expected an integer >= 1, got 0"),
+        ("study cliffwalk --sizes 1", r"sizes: expected numbers of states"),
         ("evaluate nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
         ("evaluate run --video nowhere/x.gif", r"--video: expected a directory that exists, got nowhere"),
         ("evaluate run --video x.mp4", r"--video: expected a file that ends in \.gif, got x\.mp4"),
@@ -194,6 +206,8 @@ def test_version_and_help_need_numpy_only(place: Path) -> None:
         ("train CartPole-v1", (r"--steps INT", r"\(default: 50000\)", "Discount per step", "Directory of the run")),
         ("evaluate", (r"--video", "GIF")),
         ("plot", (r"--out PATH", "one or more")),
+        ("study capacity", (r"--capacities .*INT", r"\(default: 100 1000 10000", "Runs at a time")),
+        ("study cliffwalk", (r"--sizes .*INT", "Numbers of states")),
     ],
 )
 def test_help_shows_every_option_with_its_default(
@@ -244,6 +258,40 @@ def test_plot_draws_several_runs(
     assert "two.png: 2 runs." in capsys.readouterr().out
     with Image.open("two.png") as picture:
         picture.verify()
+
+
+def test_the_study_of_capacities_shows_its_table_and_names_its_files(place: Path) -> None:
+    """Bug: a table of another study, a progress bar's control characters in a log file, or files that are not there."""
+    args = ("--capacities", "100", "200", "--samplers", "uniform", "--seeds", "1", "--steps", "100", "--out", "study")
+    done = relive("study", "capacity", "CartPole-v1", *args, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "2 runs in CartPole-v1, 0 of them there already, 1 at a time.\nStudy: study\n" in done.stdout
+    assert re.search(r"\nuniform-100-0 +1/2 runs  0:00:\d\d left\nuniform-200-0 +2/2 runs  0:00:00 left\n", done.stdout)
+    assert re.search(r"\n\| capacity \| uniform \|\n.*\n\| 100 \| [\d.]+ \[.*\n\| 200 \| ", done.stdout)
+    written = re.search(r"\nWritten: (.*)\n", done.stdout)
+    assert written
+    assert [(place / name).stat().st_size > 0 for name in written[1].split(", ")] == [True] * 3
+    again = relive("study", "capacity", "CartPole-v1", *args, cwd=place)
+    assert "2 of them there already" in again.stdout
+    assert "1/2 runs" not in again.stdout
+
+
+def test_the_cliffwalk_names_its_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: a study that the command does not find, or options that do not reach it."""
+    assert main(["study", "cliffwalk", "--sizes", "2", "3", "--seeds", "1", "--out", str(place / "cliff")]) == 0
+    written = re.search(r"\nWritten: (.*)\n", capsys.readouterr().out)
+    assert written
+    assert [Path(name).parent for name in written[1].split(", ")] == [place / "cliff"] * 2
+    assert all(Path(name).stat().st_size > 0 for name in written[1].split(", "))
+
+
+def test_a_study_without_a_name_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: exit code 0 for a call that did nothing; a study that the list leaves out."""
+    assert main(["study"]) == 2
+    assert main(["study", "--help"]) == 0
+    assert capsys.readouterr().out.count("  cliffwalk  ") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

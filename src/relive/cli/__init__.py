@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a DQN in an environment and leave a run directory behind",
     "evaluate": "play greedy episodes with a run's weights, film one",
     "plot": "draw the learning curves of one or more runs",
+    "study": "experiments on replay: buffer capacities, rare successes",
 }
 """Command -> what it does; the module of the same name has `run(args) -> exit code`."""
 
@@ -95,6 +96,8 @@ def _help() -> str:
         "examples:\n"
         "  relive train CartPole-v1\n"
         "  relive train LunarLander-v3 --seed 1 --dueling --learning-rate 5e-4\n"
+        "  relive train CartPole-v1 --sampler prioritized\n"
         "  relive evaluate runs/CartPole-v1-0-001 --video cartpole.gif\n"
-        "  relive plot runs/* --out curves.png"
+        "  relive plot runs/* --out curves.png\n"
+        "  relive study capacity CartPole-v1 --steps 10000"
     )

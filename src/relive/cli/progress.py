@@ -1,4 +1,4 @@
-"""A run on the screen: a bar in a terminal, lines anywhere else."""
+"""Runs on the screen: a bar in a terminal, lines anywhere else."""
 
 import math
 import sys
@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+import relive.study.workers
 import relive.train
 
 LINE_SECONDS = 30.0
 """Wall time between two lines where there is no terminal, if no evaluation comes first."""
 
 Report = Callable[[relive.train.Progress], None]
+StudyReport = Callable[[relive.study.workers.Progress], None]
 
 
 @contextmanager
@@ -59,6 +61,27 @@ def _lines() -> Report:
         sys.stdout.flush()
 
     return report
+
+
+@contextmanager
+def study_spectator() -> Iterator[StudyReport]:
+    """What to give to a study as `report`: a bar if stdout is a terminal, and a line for every run that ends."""
+    console = Console()
+    columns = (BarColumn(bar_width=None), TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)))
+    shown = console.is_terminal
+    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not shown) as progress:
+        task = progress.add_task("", total=1.0, text="")
+
+        def report(now: relive.study.workers.Progress) -> None:
+            left = "" if math.isinf(now.seconds_left) else f"  {timedelta(seconds=math.ceil(now.seconds_left))} left"
+            text = f"{now.finished}/{now.total} runs{left}"
+            if now.ended is not None:
+                console.print(f"{now.ended.name:<24} {text}", highlight=False, soft_wrap=True)
+            if shown:
+                progress.update(task, completed=now.share, text=text)
+                progress.refresh()
+
+        yield report
 
 
 def _text(now: relive.train.Progress) -> str:
