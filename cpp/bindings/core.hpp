@@ -123,8 +123,9 @@ class Core {
     locked(arena_.header().mutex, value_bytes_ * count, [&] {
       if (raw) primary_->sync();  // what was pushed before has other priorities
       for (int64_t i = 0; i < count; ++i) {
-        id[i] = chosen && !chosen[i] ? -1 : ring_.append(lane < 0 ? i : lane, block, i);
-        if (raw && id[i] >= 0) primary_->sync(raw[i]);
+        const uint64_t to = lane < 0 ? i : lane;
+        id[i] = chosen && !chosen[i] ? -1 : ring_.append(to, block, i);
+        if (raw && id[i] >= 0) primary_->sync(to, raw[i]);
       }
     });
     return true;

@@ -84,17 +84,21 @@ class Selector {
   SelectorHeader& header() const { return *reinterpret_cast<SelectorHeader*>(memory_); }
   const SelectorSpec& spec() const { return spec_; }
 
-  // Takes into account what was pushed and evicted since the last call. New anchors get the largest priority so far, or
-  // the one of this raw value. O(transitions pushed and evicted since).
-  void sync(std::optional<double> raw = std::nullopt) {
-    if (!spec_.keeps_masses() && !spec_.ends) return;
-    double initial = header().largest;
-    if (raw) {
-      initial = priority(*raw);
-      header().largest = std::max(header().largest, initial);
-    }
+  // Takes into account what was pushed and evicted since the last call. New anchors get the largest priority so far.
+  // O(lanes + transitions pushed and evicted since).
+  void sync() {
+    if (!follows()) return;
     Changes changes(*this);
-    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) sync_lane(lane, initial, changes);
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) sync_lane(lane, header().largest, changes);
+  }
+
+  // The same for one lane, whose new anchors get the priority of this raw value.
+  void sync(uint64_t lane, double raw) {
+    if (!follows()) return;
+    const double value = priority(raw);
+    header().largest = std::max(header().largest, value);
+    Changes changes(*this);
+    sync_lane(lane, value, changes);
   }
 
   // Draws the next batch; `masses` (may be null) receives what each anchor was drawn in proportion to. False if there
@@ -210,6 +214,8 @@ class Selector {
     double values_[kRoom];
   };
   static constexpr double kAbsent = -1.0;
+
+  bool follows() const { return spec_.keeps_masses() || spec_.ends; }
 
   SelectorLane& lane(uint64_t lane) const {
     return *reinterpret_cast<SelectorLane*>(memory_ + places_.lanes + lane * sizeof(SelectorLane));

@@ -51,7 +51,7 @@ class Reader:
         self._schema, self._view, self._sampler, self._seed = schema, view, sampler, seed
         self._custom = None if isinstance(sampler, BuiltIn) else sampler
         self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
-        self._drawing = threading.Lock()  # around a user's sampler
+        self._drawing = threading.RLock()  # around a user's sampler
         self._relabels = isinstance(view, Transitions) and view.relabel is not None
         self._episodic = isinstance(view, Sequences) and view.length == "episode"
         self._trees = _trees(schema, view)
@@ -310,8 +310,10 @@ class Reader:
             )
         reasons = []
         if isinstance(self._view, Sequences):
-            need = "an episode that has ended" if self._episodic else f"an episode of {self._view.length}"
-            reasons.append(f"Sequences(length={self._view.length!r}) needs {need}, or a shorter one that has ended")
+            need = "an episode that has ended and is there from its first step"
+            if not self._episodic:
+                need = f"an episode of {self._view.length}, or a shorter one that has ended"
+            reasons.append(f"Sequences(length={self._view.length!r}) needs {need}")
         if max_uses:
             reasons.append(f"each is drawn at most {max_uses} times")
         if keeps_priorities(self._sampler):
