@@ -9,6 +9,8 @@ from typing import Any
 class Batch:
     """A minibatch. Fields are attributes; B is the batch size, the leading axis of every array.
 
+    As `Transitions` gives it. Under `Sequences` all but ids, weight and the fields named in `state` are [B, T, ...].
+
     Iterating gives the original five, in the original order:
     `obs, action, reward, terminated, next_obs = batch`.
 
@@ -21,7 +23,13 @@ class Batch:
         truncated: bool [B], of the last step used, as it was pushed.
         next_obs: like obs, of the last step used.
         discount: float32 [B], gamma^m * (1 - terminated) for m steps used. A target is `reward + discount * q_next`.
-        ids: int64 [B], permanent names of the (first) transitions.
+        ids: int64 [B], permanent names of the transitions; of a sequence's first step, step i is ids + i * lanes.
+        weight: float32 [B], importance weights; there if `beta` was given.
+        goal_ids: int64 [B], the transition after which the new goal was achieved, -1 for rows left as they were; there
+            under `Hindsight`.
+        mask: bool [B, T], real steps; there under `Sequences`, as are the next two.
+        loss_mask: bool [B, T], the steps to learn from.
+        all_obs: [B, T + 1, ...], obs and next_obs as one array, of which they are views.
 
     Extra fields of the schema are attributes too. The arrays are the holder's own: nothing writes to them as long as
     anybody refers to them or to a view of them.
@@ -35,6 +43,11 @@ class Batch:
     next_obs: Any
     discount: Any
     ids: Any
+    weight: Any
+    goal_ids: Any
+    mask: Any
+    loss_mask: Any
+    all_obs: Any
 
     def __init__(self, fields: dict[str, Any]) -> None:
         """A batch of these fields; the dict becomes the batch's own."""

@@ -40,7 +40,8 @@ class ReplayBuffer:
         schema: what a transition is; None takes it from the first push.
         lanes: environments that are written side by side; None takes it from the schema (else 1).
         sampler: which ids are drawn; `Uniform` by default.
-        view: what an id becomes in a batch; `Transitions` by default.
+        view: what an id becomes in a batch; `Transitions` by default. `Hindsight` alone means
+            `Transitions(relabel=...)`.
         storage: where the bytes live.
         seed: of the buffer's own generator, in [0, 2^64); None draws one from the system. Batch number k is a pure
             function of (seed, k, contents); no global generator is read or touched.
@@ -229,13 +230,15 @@ class ReplayBuffer:
                 has `weight` f32 [B] = (N P(i))^-beta / max; ones where P is uniform. None: no weights.
             output: "numpy", or "torch" for tensors over the same memory.
             device: of the tensors; None leaves them on the CPU, without a copy.
-            out: a batch of this size that this buffer returned; its memory is written to, and it is returned.
+            out: a batch of this size that this buffer returned; its memory is written to, and it is returned. None
+                under whole episodes.
 
         Returns:
             Batch: nobody else's memory. The arrays are recycled only when nothing refers to them any more.
 
         Raises:
-            NotEnoughDataError: nothing can be drawn: the buffer is empty, holds no whole window, or all are used up.
+            NotEnoughDataError: nothing can be drawn (the buffer is empty, or holds no window), or `max_uses` leaves fewer
+                than n draws.
             ConfigError: a size, beta, output, device or out that cannot be.
 
         Cost: O(n * bytes of a row), one native call, GIL released; prioritized draws add O(log capacity) cache lines
@@ -248,10 +251,10 @@ class ReplayBuffer:
         return self._reading.sample(n, beta=beta, output=output, device=device, out=out)
 
     def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
-        """Assembles the batch of these transitions, under the buffer's view.
+        """Assembles the batch of these transitions, under the buffer's view; goals are never relabelled.
 
         Args:
-            ids: int64 [B], each live.
+            ids: int64 [B], each live. Under `Sequences` any live id: the window is cut where its episode is.
             output: see `sample`.
             device: see `sample`.
             out: see `sample`.
@@ -280,7 +283,7 @@ class ReplayBuffer:
                 of the sequence is eta * max + (1 - eta) * mean over its steps with loss_mask. An array or a tensor.
 
         Returns:
-            int: how many of the ids were live.
+            int: how many of the ids were live anchors, used-up ones included.
 
         Raises:
             SchemaError: shapes that do not belong together, NaN, infinite or negative values; then nothing changed.
@@ -301,7 +304,7 @@ class ReplayBuffer:
 
         Args:
             size: batch size B.
-            beta: see `sample`; or a callable () -> float, asked once a batch.
+            beta: see `sample`; or a callable () -> float, asked once a batch by the thread that draws it.
             prefetch: batches that a thread of its own draws ahead; the same ones, in the same order, as without it, as
                 long as the contents are. What is pushed or updated meanwhile shows up to so many batches later.
             output: see `sample`.
@@ -309,6 +312,9 @@ class ReplayBuffer:
 
         Returns:
             Batches: use it in a `with` block, or `close()` it; dropping it ends its thread too.
+
+        Raises:
+            ConfigError: a prefetch, beta or device that cannot be. What `sample` raises comes out of `next()`.
         """
         return Batches(
             lambda strength, place: self.sample(size, beta=strength, output=output, device=place),
@@ -337,7 +343,8 @@ class ReplayBuffer:
             Reader: with `sample`, `get`, `update_priorities`, `anchors` and `batches` like the buffer's.
 
         Raises:
-            ConfigError: no schema yet, or a view that stacks more frames than this buffer keeps for its oldest ones.
+            ConfigError: no schema yet, or a view that this schema does not allow or that stacks more frames than this
+                buffer keeps for its oldest ones.
 
         Cost: nothing until it is used; its first call looks at all transitions once. A push costs the same with it.
         """

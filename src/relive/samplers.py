@@ -21,8 +21,10 @@ Normalize = Literal["batch", "buffer"]
 class Sampler(Protocol):
     """A sampler of your own: any object with this method; `relive.testing.check_sampler` tests it.
 
-    It may also have `update_priorities(ids, abs_td)`, which the buffer's method of that name then calls with ids that
-    are live. It is called under a lock of its reader, never by two threads at once.
+    It may also have `update_priorities(ids, abs_td)`, which the buffer's method of that name then calls with those ids
+    that are anchors (abs_td as it was given, [B] or [B, T]). Both are called under a lock of their reader, never by two
+    threads at once; a draw whose ids were overwritten meanwhile is repeated. `newest`, `max_uses` and priorities given
+    with a push are for built-in samplers.
     """
 
     def draw(self, ids: NDArray[np.int64], n: int, rng: np.random.Generator) -> Any:
@@ -34,8 +36,8 @@ class Sampler(Protocol):
             rng: a generator that is a pure function of the buffer's seed and the batch's number; use no other.
 
         Returns:
-            int64 [n], each one of `ids`; or (that, float64 [n]: the probability each was drawn with), from which
-            importance weights are made.
+            int64 [n], each one of `ids`; or (that, float64 [n] above 0: the probability each was drawn with), from
+            which importance weights are made.
 
         Cost: the list of anchors alone is O(N) a batch, in a call that takes the buffer's lock.
         """
@@ -46,9 +48,10 @@ class Uniform:
     """Every anchor alike, independently, with replacement (Lin 1992; Mnih et al. 2015, algorithm 1).
 
     Attributes:
-        newest: this many of the newest anchors are in every batch, as its first rows (combined experience replay, Zhang
-            & Sutton 2017, arXiv:1712.01275, section 4).
-        max_uses: an anchor that was in this many rows of batches is drawn no more; None for no limit.
+        newest: this many of the newest anchors of all lanes (the highest ids) are in every batch, as its first rows; they
+            may be drawn beside that (combined experience replay, Zhang & Sutton 2017, arXiv:1712.01275).
+        max_uses: an anchor that was in this many rows of batches is drawn no more; None for no limit. When fewer draws
+            are left than a batch needs, `sample` raises NotEnoughDataError and nothing changes.
 
     Raises:
         ConfigError: a value out of range.
@@ -67,7 +70,7 @@ class Prioritized:
     """Proportional prioritized replay: P(i) = p_i / sum of p, p_i = (|delta_i| + eps)^alpha.
 
     |delta| is given by `update_priorities`, or with the push; it is transformed once. New anchors get the largest p so
-    far, 1 at first. A batch of B has one draw from each B-th of the sum (stratified), in the order of memory.
+    far, which starts at p = 1 and never falls. A batch of B has one draw from each B-th of the sum (stratified), in the order of memory.
     p = 0 is never drawn. Importance weights are (N P(i))^-beta / max, with beta given at the call of `sample`.
 
     Attributes:
@@ -105,8 +108,8 @@ class Prioritized:
 class RankBased:
     """Rank-based prioritized replay: P(i) proportional to rank(i)^-alpha, rank 1 for the largest |delta|.
 
-    As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries:
-    exact just after, close in between. The probabilities in the weights are those drawn with, always.
+    As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries (at least
+    1,024): exact just after, close in between. Sorting takes 16 bytes an entry for the while, and its time. The probabilities in the weights are those drawn with, always.
     New anchors get the largest |delta| so far, 1 at first. Unlike under `Prioritized`, |delta| = 0 is drawn: it has the
     last rank.
 
@@ -166,7 +169,8 @@ class Recent:
     """Emphasizing recent experience: batch k of a period is uniform over the newest c_k transitions.
 
     c_k = max(N * eta^(1000 k / period), min_size) for k = 1 .. period, then again from 1; N are the live transitions.
-    Every lane gives the newest of its own, in proportion to its length (rounded up).
+    Every lane gives the newest of its own, in proportion to its length (rounded up). A window without anchors is
+    doubled until it has one. eta is constant; the paper may anneal it. Importance weights are 1.
 
     Attributes:
         eta: how fast the window shrinks within a period, in (0, 1]; 1 is uniform.
@@ -179,7 +183,7 @@ class Recent:
     Raises:
         ConfigError: a value out of range.
 
-    Paper: Wang & Ross 2019 (arXiv:1906.04009), section 4.
+    Paper: Wang & Ross 2019 (arXiv:1906.04009), emphasizing recent experience.
     """
 
     eta: float = 0.996

@@ -25,19 +25,23 @@ class Hindsight:
     with probability k / (k + 1): its desired_goal becomes the goal achieved after a step of the same episode,
     and reward and termination are computed anew. The step is drawn uniformly from those after (and with) the
     transition ("future"), is the episode's newest ("final"), or any live one of the episode ("episode"). An
-    unfinished episode uses what it has. `get` returns transitions as they were.
+    unfinished episode uses what it has. `get` returns transitions as they were. truncated, actions and extras stay;
+    the batch's `goal_ids` says which step gave the goal.
+
+    With n-step windows every reward of the window is computed anew and summed up to the first termination; next_obs
+    stays that of the recorded window, which no target looks at after a termination.
 
     Attributes:
         strategy: "future", "final" or "episode".
         k: relabelled rows for each one left as it was, on average.
-        reward_fn: called once a batch with the goals achieved after M steps and the goals desired, [M, *shape] each;
+        reward_fn: required; called once a batch with the goals achieved after M steps and the goals desired, [M, *shape] each;
             returns reward [M], or (reward [M], terminated [M]). Rewards alone leave terminations as they were
             recorded; terminations replace them, so return them only where goals alone end episodes.
 
     Raises:
         ConfigError: a value out of range.
 
-    Paper: Andrychowicz et al. 2017 (arXiv:1707.01495), section 3.3 and algorithm 1.
+    Paper: Andrychowicz et al. 2017 (arXiv:1707.01495), algorithm 1; the strategies are compared in section 4.5.
     """
 
     strategy: Strategy
@@ -97,15 +101,18 @@ class Sequences:
     A sequence starts at an anchor: a step whose position in its episode is a multiple of `stride` and whose
     window of `length` steps lies in the episode. Once the episode has ended, the steps that no such window covers are
     covered by one more, which is cut by the end and padded; an episode shorter than `length` is one such
-    window. So every step of an ended episode is in a batch, and no window crosses its end. Of an episode
-    that still goes on, complete windows are drawn.
+    window. So windows cover every step of an ended episode, and none crosses its end. Of an episode that still goes on,
+    complete windows are drawn. Positions count from the episode's true start; windows whose first step was overwritten
+    are drawn no more.
 
     Fields of a batch are [B, T, ...]; `mask` [B, T] is true on real steps, `loss_mask` on those to learn from: not the
     first `burn_in`, which only bring a recurrent state up to date. A window that starts with its episode has
-    the initial state and needs no burn-in: all its steps count, otherwise nobody would learn from them.
+    the initial state and needs no burn-in: all its steps count, otherwise nobody would learn from them. Padding is
+    zeros. `all_obs` [B, T + 1, ...] holds obs and the last next_obs in one array, for one pass of a network; obs
+    and next_obs are views of it.
 
     Attributes:
-        length: T, burn-in included; "episode" for whole episodes that have ended, padded to the longest of the batch.
+        length: T, burn-in included (R2D2's 40 of burn-in and 80 to learn from are length=120, burn_in=40); "episode" for whole episodes that have ended, padded to the longest of the batch.
         burn_in: steps at the start of a window that are left out of the loss.
         stride: from one anchor to the next, at most length - burn_in so that no step is skipped.
         stack: frames of an observation, see `Transitions`.
