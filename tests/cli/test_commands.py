@@ -206,7 +206,7 @@ def test_version_and_help_need_numpy_only(place: Path) -> None:
         ("train CartPole-v1", (r"--steps INT", r"\(default: 50000\)", "Discount per step", "Directory of the run")),
         ("evaluate", (r"--video", "GIF")),
         ("plot", (r"--out PATH", "one or more")),
-        ("study capacity", (r"--capacities .*INT", r"\(default: 100 1000 10000", "Runs at a time")),
+        ("study capacity", (r"--capacities .*INT", "Transitions that the buffer holds", "Runs at a time")),
         ("study cliffwalk", (r"--sizes .*INT", "Numbers of states")),
     ],
 )

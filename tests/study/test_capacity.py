@@ -1,6 +1,7 @@
 """Studies over capacities: numbers from a few runs, the runs behind them, and what is left when one is stopped."""
 
 import csv
+import math
 import os
 import re
 import signal
@@ -21,7 +22,9 @@ from relive.study.aggregate import interval, iqm
 from relive.study.capacity import CapacityConfig
 from relive.study.curves import Cell
 from relive.train import load_config
+from relive.train.log import COLUMNS, Row, RunLog
 
+ROW = Row(*[0] * len(COLUMNS))
 SHORT = CapacityConfig("CartPole-v1", capacities=(100, 1000), samplers=("uniform", "prioritized"), seeds=1, steps=400)
 
 
@@ -66,6 +69,22 @@ def test_final_is_the_mean_of_the_last_quarter() -> None:
     returns = np.arange(16.0).reshape(2, 8)
     cell = Cell("uniform", 100, np.arange(1, 9) * 50.0, returns)
     assert cell.final.tolist() == [6.5, 14.5]
+
+
+def test_evaluations_are_those_of_the_step_they_were_due_at(tmp_path: Path) -> None:
+    """Bug: seeds whose environments step past the multiples by different amounts cannot be put side by side."""
+    config = replace(SHORT, capacities=(100,), samplers=("uniform",), seeds=2, steps=41_001, out=tmp_path)
+    jobs = list(capacity.plan(config).values())
+    for number, job in enumerate(jobs):
+        job.run_dir.mkdir(parents=True)
+        with RunLog(job.run_dir) as log:
+            due = [2050 * (k + 1) for k in range(20)] + [41_001] * number  # the last two, due in one stride, or in two
+            for k, step in enumerate(due):
+                log.write(replace(ROW, step=step - 1, eval_mean=math.nan))
+                log.write(replace(ROW, step=step + (k + number) % 4, eval_mean=100.0 * number + k))
+    cell = capacity.read_cell("uniform", 100, jobs)
+    assert cell.returns.tolist() == [[100.0 * number + k for k in range(20)] for number in (0, 1)]
+    assert cell.final.tolist() == [17.0, 117.0]
 
 
 def test_runs_differ_in_what_is_compared_and_in_nothing_else() -> None:

@@ -143,15 +143,20 @@ def plan(config: CapacityConfig) -> dict[tuple[SamplerName, int, int], Job]:
 
 def read_cell(sampler: str, capacity: int, jobs: Sequence[Job]) -> Cell:
     """The learning curves of one sampler and capacity, a run each seed."""
-    steps, returns = zip(*(_curve(job.run_dir) for job in jobs), strict=True)
-    return Cell(sampler, capacity, np.mean(steps, axis=0), np.stack(returns))
+    settings = jobs[0].config
+    due = np.arange(settings.eval_every, settings.steps + 1, settings.eval_every, dtype=np.float64)
+    return Cell(sampler, capacity, due, np.stack([_curve(job.run_dir, due) for job in jobs]))
 
 
-def _curve(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and mean returns of a run's evaluations, f64 [EVALUATIONS] each."""
+def _curve(run_dir: Path, due: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean returns of the evaluations that were due at these steps, f64 [P].
+
+    Several environments step together: an evaluation comes at the step it is due, or a few later.
+    """
     metrics = read_metrics(run_dir)
     there = ~np.isnan(metrics["eval_mean"])
-    return metrics["step"][there], metrics["eval_mean"][there]
+    returns: NDArray[np.float64] = metrics["eval_mean"][there][np.searchsorted(metrics["step"][there], due)]
+    return returns
 
 
 def markdown(cells: Sequence[Cell], base: TrainConfig) -> str:

@@ -33,7 +33,7 @@ class Cell:
     sampler: str
     capacity: int
     steps: NDArray[np.float64]
-    """f64 [P], when they were evaluated."""
+    """f64 [P], when evaluations were due."""
     returns: NDArray[np.float64]
     """f64 [seeds, P], mean returns of the evaluations."""
 
@@ -89,7 +89,7 @@ def draw(cells: Sequence[Cell], base: TrainConfig, out: Path) -> None:
 
 def _draw_curve(axes: Axes, cell: Cell, colour: NDArray[np.float64]) -> None:
     low, high = interval(cell.returns)
-    axes.fill_between(cell.steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(cell.steps, low, high, color=colour, alpha=0.13, linewidth=0)
     label = f"capacity {cell.capacity:,}"
     axes.plot(cell.steps, iqm(cell.returns), color=colour, linewidth=1.8, marker="o", markersize=3, label=label)
 
