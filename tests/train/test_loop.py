@@ -148,6 +148,13 @@ def test_every_batch_is_weighted_and_gives_its_errors_back(tmp_path: Path) -> No
     assert betas == [step / 800 for step in range(204, 604, 4)]
 
 
+def test_a_prioritized_run_that_diverges_says_so(tmp_path: Path) -> None:
+    """Bug: a run told about an argument of the buffer, or priorities that are not a number."""
+    agent = replace(TINY.agent, learning_rate=1e30, max_grad_norm=None)
+    with pytest.raises(ConfigError, match=r"training: expected finite TD errors, .*\(at step 2\d\d\).*learning_rate"):
+        train(replace(PRIORITIZED, agent=agent), tmp_path / "run")
+
+
 def test_evaluating_more_often_changes_no_training(tmp_path: Path) -> None:
     """Bug: evaluation shares the training's generator, environments or target network."""
     train(TINY, tmp_path / "seldom")

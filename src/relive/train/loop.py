@@ -13,7 +13,7 @@ import torch
 
 import relive
 from relive.dqn import DQN, TrainConfig
-from relive.errors import ConfigError
+from relive.errors import ConfigError, SchemaError
 from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
 from relive.train.environments import Envs, make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate, greedy
@@ -149,10 +149,20 @@ class Trainer:
         batch = self.buffer.sample(config.agent.batch_size, beta=beta, output="torch", device=config.device)
         update = self.agent.update(batch)
         if self._by_priority:
-            self.buffer.update_priorities(batch.ids, update.abs_td)  # on a GPU the one thing that waits for it
+            self._prioritize(batch.ids, update.abs_td)
         if self.state.meter.empty or self.state.updates % METER_EVERY == 0:
             self.state.meter.add(update)
         self.state.updates += 1
+
+    def _prioritize(self, ids: torch.Tensor, abs_td: torch.Tensor) -> None:
+        """Give the transitions of a batch their new priorities. Waits for the device."""
+        try:
+            self.buffer.update_priorities(ids, abs_td)
+        except SchemaError:
+            raise ConfigError(
+                f"training: expected finite TD errors, got others (at step {self.state.step:,}). The run has diverged: "
+                "use a smaller learning_rate."
+            ) from None
 
     def _evaluate(self) -> Evaluation | None:
         config, state = self.config, self.state
