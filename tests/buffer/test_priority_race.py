@@ -6,6 +6,7 @@ weights, so one that was written to a transition it was not meant for shows in t
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import relive
 from model.marked import run
 
-LANES, DEPTH, STEPS = 2, 6, 4_000
+LANES, ROUNDS = 2, 80
 SAMPLER = relive.Prioritized(alpha=1.0, eps=0.0)
 VALUES = np.array([0.0, 1 / 2, 1 / 3, 1 / 5, 1 / 7])  # below 1, the priority of new transitions; no ratio comes twice
 
@@ -64,9 +65,9 @@ def check(ids: Any, weight: Any, updated: set[int]) -> None:
     raise AssertionError(f"weights {weight} of {ids}: no priorities {possible} give them")
 
 
-def make(sampler: Any) -> relive.ReplayBuffer:
+def make(sampler: Any, depth: int) -> relive.ReplayBuffer:
     schema = relive.Schema(relive.Field("int64", (3,)), relive.Field("int64"), lanes=LANES)
-    return relive.ReplayBuffer(LANES * DEPTH, schema, sampler=sampler, seed=0)
+    return relive.ReplayBuffer(LANES * depth, schema, sampler=sampler, seed=0)
 
 
 def push(buffer: relive.ReplayBuffer, step: int, lane: int) -> None:
@@ -77,25 +78,40 @@ def push(buffer: relive.ReplayBuffer, step: int, lane: int) -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["buffer", "reader"])
 def test_no_priority_lies_on_a_transition_it_was_not_meant_for(own):
-    buffer = make(SAMPLER if own else relive.Uniform())
+    depth = 40
+    buffer = make(SAMPLER if own else relive.Uniform(), depth)
     learners = [Learner(buffer if own else buffer.reader(sampler=SAMPLER, seed=1)) for _ in range(2)]
     for lane in range(LANES):
         push(buffer, 0, lane)
-    writing = set(range(LANES))
+    written = [0] * LANES
+    writing, learning = set(range(LANES)), {0, 1}
+    late: list[int] = []
 
     def write(lane: int) -> None:
         try:
-            for step in range(1, STEPS):
-                push(buffer, step, lane)
+            while learning:
+                written[lane] += 1
+                push(buffer, written[lane], lane)
         finally:
             writing.discard(lane)
 
-    def learn(learner: Learner) -> None:
-        while writing:
-            learner.learn()
+    def think(steps: int) -> None:
+        """Until the writers are this much further."""
+        until = [step + steps for step in written]
+        while len(writing) == LANES and any(step < wanted for step, wanted in zip(written, until, strict=True)):
+            time.sleep(0)
+        late.append(steps)
 
-    run(*(lambda lane=lane: write(lane) for lane in range(LANES)), *(lambda one=one: learn(one) for one in learners))
-    assert min(learner.rounds for learner in learners) > 20
+    def learn(who: int) -> None:
+        learner = learners[who]
+        try:
+            while len(writing) == LANES and learner.rounds < ROUNDS:
+                learner.learn(lambda: think(learner.rounds % (depth + 10)))
+        finally:
+            learning.discard(who)
+
+    run(*(lambda lane=lane: write(lane) for lane in range(LANES)), *(lambda who=who: learn(who) for who in range(2)))
+    assert max(late) > depth  # also batches of which nothing was left
     for learner in learners:
         for _ in range(20):
             learner.learn()
@@ -103,7 +119,8 @@ def test_no_priority_lies_on_a_transition_it_was_not_meant_for(own):
 
 def test_an_update_between_two_evictions():
     """The same without threads: so many pushes between draw and update that some, or all, of the batch are gone."""
-    buffer = make(SAMPLER)
+    depth = 6
+    buffer = make(SAMPLER, depth)
     learner = Learner(buffer)
     steps = 0
 
@@ -114,9 +131,9 @@ def test_an_update_between_two_evictions():
                 push(buffer, step, lane)
         steps += count
 
-    pushes(DEPTH)
+    pushes(depth)
     for turn in range(500):
-        learner.learn(lambda turn=turn: pushes(turn % (DEPTH + 2)))
+        learner.learn(lambda turn=turn: pushes(turn % (depth + 2)))
     assert learner.rounds > 100
 
 
