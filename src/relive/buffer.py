@@ -237,9 +237,11 @@ class ReplayBuffer:
             Batch: nobody else's memory. The arrays are recycled only when nothing refers to them any more.
 
         Raises:
-            NotEnoughDataError: nothing can be drawn (the buffer is empty, or holds no window), or `max_uses` leaves fewer
-                than n draws.
+            NotEnoughDataError: nothing can be drawn (the buffer is empty, or holds no window), or `max_uses` leaves
+                fewer than n draws.
             ConfigError: a size, beta, output, device or out that cannot be.
+            SchemaError: a reward function or a sampler of yours answered something else than expected. The batch it was
+                asked for is counted as drawn.
 
         Cost: O(n * bytes of a row), one native call, GIL released; prioritized draws add O(log capacity) cache lines
             each, and the first call after pushes O(what was pushed). Safe beside writers.

@@ -180,6 +180,7 @@ class Reader:
                 anchors = self._native.anchors()
                 if not len(anchors):
                     return 0
+                anchors.flags.writeable = False  # what the sampler answers is compared with it
                 batch_number = self._native.advance()
                 rng = np.random.Generator(np.random.Philox(key=self._seed, counter=batch_number << 64))
                 ids, probability = _drawn(sampler.draw(anchors, n, rng), n, anchors)
@@ -340,8 +341,11 @@ def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:
 
 
 def _on_cpu(values: Any) -> Any:
-    """Values as NumPy takes them; tensors may be on another device, or part of a graph."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    """Values as NumPy takes them; tensors may be on another device, part of a graph, or of a dtype it has not."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
@@ -369,16 +373,21 @@ def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
 def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """What a user's sampler returned: ids, and probabilities where it gave them."""
     ids, probability = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
-    ids = np.asarray(ids)
+    ids = as_array(ids, "draw", f"ids int64 ({n},)")
     if ids.shape != (n,) or ids.dtype.kind not in "iu":
         raise SchemaError(f"draw: expected ids int64 ({n},), got {ids.dtype} {ids.shape} (the sampler's answer).")
     strangers = ids[~np.isin(ids, anchors)]
     if len(strangers):
         raise SchemaError(f"draw: expected ids of the list it was given, got {strangers[0]} (the sampler's answer).")
     if probability is not None:
-        probability = np.asarray(probability, np.float64)
-        if probability.shape != (n,) or not (np.isfinite(probability) & (probability > 0)).all():
+        probability = as_array(probability, "draw", f"probabilities ({n},)")
+        if (
+            probability.shape != (n,)
+            or probability.dtype.kind not in "fiu"
+            or not (np.isfinite(probability) & (probability > 0)).all()
+        ):
             raise SchemaError(f"draw: expected probabilities ({n},) above 0, got {probability} (the sampler's answer).")
+        probability = probability.astype(np.float64)
     return np.require(ids, np.int64, ["C", "ALIGNED"]), probability
 
 

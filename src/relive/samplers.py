@@ -48,8 +48,8 @@ class Uniform:
     """Every anchor alike, independently, with replacement (Lin 1992; Mnih et al. 2015, algorithm 1).
 
     Attributes:
-        newest: this many of the newest anchors of all lanes (the highest ids) are in every batch, as its first rows; they
-            may be drawn beside that (combined experience replay, Zhang & Sutton 2017, arXiv:1712.01275).
+        newest: this many of the newest anchors of all lanes (the highest ids) are in every batch, as its first rows;
+            they may be drawn beside that (combined experience replay, Zhang & Sutton 2017, arXiv:1712.01275).
         max_uses: an anchor that was in this many rows of batches is drawn no more; None for no limit. When fewer draws
             are left than a batch needs, `sample` raises NotEnoughDataError and nothing changes.
 
@@ -70,8 +70,8 @@ class Prioritized:
     """Proportional prioritized replay: P(i) = p_i / sum of p, p_i = (|delta_i| + eps)^alpha.
 
     |delta| is given by `update_priorities`, or with the push; it is transformed once. New anchors get the largest p so
-    far, which starts at p = 1 and never falls. A batch of B has one draw from each B-th of the sum (stratified), in the order of memory.
-    p = 0 is never drawn. Importance weights are (N P(i))^-beta / max, with beta given at the call of `sample`.
+    far, which starts at p = 1 and never falls. A batch of B has one draw from each B-th of the sum (stratified), in the
+    order of memory. p = 0 is never drawn. Importance weights are (N P(i))^-beta / max, with beta given at the call of `sample`.
 
     Attributes:
         alpha: how much priorities matter; 0 is uniform.
@@ -108,8 +108,9 @@ class Prioritized:
 class RankBased:
     """Rank-based prioritized replay: P(i) proportional to rank(i)^-alpha, rank 1 for the largest |delta|.
 
-    As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries (at least
-    1,024): exact just after, close in between. Sorting takes 16 bytes an entry for the while, and its time. The probabilities in the weights are those drawn with, always.
+    As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries (at
+    least 1,024): exact just after, close in between. Sorting takes 16 bytes an entry for the while, and its time. The
+    probabilities in the weights are those drawn with, always.
     New anchors get the largest |delta| so far, 1 at first. Unlike under `Prioritized`, |delta| = 0 is drawn: it has the
     last rank.
 

@@ -34,8 +34,8 @@ class Hindsight:
     Attributes:
         strategy: "future", "final" or "episode".
         k: relabelled rows for each one left as it was, on average.
-        reward_fn: required; called once a batch with the goals achieved after M steps and the goals desired, [M, *shape] each;
-            returns reward [M], or (reward [M], terminated [M]). Rewards alone leave terminations as they were
+        reward_fn: required; called once a batch with the goals achieved after M steps and the goals desired,
+            [M, *shape] each; returns reward [M], or (reward [M], terminated [M]). Rewards alone leave terminations as they were
             recorded; terminations replace them, so return them only where goals alone end episodes.
 
     Raises:
@@ -112,7 +112,8 @@ class Sequences:
     and next_obs are views of it.
 
     Attributes:
-        length: T, burn-in included (R2D2's 40 of burn-in and 80 to learn from are length=120, burn_in=40); "episode" for whole episodes that have ended, padded to the longest of the batch.
+        length: T, burn-in included (R2D2's 40 of burn-in and 80 to learn from are length=120, burn_in=40); "episode"
+            for whole episodes that have ended, padded to the longest of the batch.
         burn_in: steps at the start of a window that are left out of the loss.
         stride: from one anchor to the next, at most length - burn_in so that no step is skipped.
         stack: frames of an observation, see `Transitions`.
