@@ -71,7 +71,8 @@ class Prioritized:
 
     |delta| is given by `update_priorities`, or with the push; it is transformed once. New anchors get the largest p so
     far, which starts at p = 1 and never falls. A batch of B has one draw from each B-th of the sum (stratified), in the
-    order of memory. p = 0 is never drawn. Importance weights are (N P(i))^-beta / max, with beta given at the call of `sample`.
+    order of memory. p = 0 is never drawn. Importance weights are (N P(i))^-beta / max, with beta given at the call of
+    `sample`.
 
     Attributes:
         alpha: how much priorities matter; 0 is uniform.

@@ -35,8 +35,8 @@ class Hindsight:
         strategy: "future", "final" or "episode".
         k: relabelled rows for each one left as it was, on average.
         reward_fn: required; called once a batch with the goals achieved after M steps and the goals desired,
-            [M, *shape] each; returns reward [M], or (reward [M], terminated [M]). Rewards alone leave terminations as they were
-            recorded; terminations replace them, so return them only where goals alone end episodes.
+            [M, *shape] each; returns reward [M], or (reward [M], terminated [M]). Rewards alone leave terminations as
+            they were recorded; terminations replace them, so return them only where goals alone end episodes.
 
     Raises:
         ConfigError: a value out of range.
