@@ -144,7 +144,7 @@ class Reader {
     without_gil([&] {
       const std::lock_guard guard(mutex());
       if (!find()) return;
-      selector_.sync();
+      if (number >= 0) selector_.sync();  // relabelling asks it where episodes end
       assemble(anchors.get(), count, steps, to, number);
     });
     return found == count ? arrays : nb::object(nb::int_(found));

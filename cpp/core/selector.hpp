@@ -402,19 +402,20 @@ class Selector {
     const auto& tree = std::get<SumTree>(masses_);
     const auto live = static_cast<double>(arena_.header().live);
     const auto k = static_cast<double>(stream_[0] % spec_.period + 1);
-    double share = std::pow(spec_.shrink, 1000.0 * k / static_cast<double>(spec_.period));
-    share = std::min(1.0, std::max(share, static_cast<double>(spec_.smallest) / live));
+    double size = live * std::pow(spec_.shrink, 1000.0 * k / static_cast<double>(spec_.period));
+    size = std::min(live, std::max(size, static_cast<double>(spec_.smallest)));
     struct Stretch {
       double start, end;  // of the tree's masses; `end` counts those of the stretches before too
     };
     std::vector<Stretch> stretches;
     double sum = 0;
-    for (; sum == 0; share = std::min(1.0, 2 * share)) {
+    for (; sum == 0; size = std::min(live, 2 * size)) {
       stretches.clear();
       for (uint64_t number = 0; number < arena_.layout().spec.lanes; ++number) {
         const LaneHeader& state = arena_.lane(number);
         const uint64_t length = state.head - state.begin, base = number * arena_.layout().rows;
-        const auto width = std::min(length, static_cast<uint64_t>(std::ceil(share * static_cast<double>(length))));
+        const auto width =
+            std::min(length, static_cast<uint64_t>(std::ceil(size * static_cast<double>(length) / live)));
         if (width == 0) continue;
         const uint64_t head = base + state.head_row, first = arena_.before(head, base, width);
         const auto add = [&](uint64_t from, uint64_t to) {

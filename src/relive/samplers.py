@@ -111,7 +111,8 @@ class RankBased:
 
     As in the paper, ranks are places in a binary heap, which is sorted after as many changes as it has entries (at
     least 1,024): exact just after, close in between. Sorting takes 16 bytes an entry for the while, and its time. The
-    probabilities in the weights are those drawn with, always.
+    probabilities in the weights are those drawn with, always. Places also depend on when the buffer was read between
+    pushes: of all samplers this is the one whose batches are a function of the calls, not of the contents alone.
     New anchors get the largest |delta| so far, 1 at first. Unlike under `Prioritized`, |delta| = 0 is drawn: it has the
     last rank.
 
