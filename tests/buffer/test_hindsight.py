@@ -161,6 +161,25 @@ def test_the_reward_function_is_called_once_a_batch_with_the_relabelled_rows():
     assert len(ask.calls) == 10
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_goals_that_the_reward_function_keeps_are_its_own(again):
+    kept = []
+
+    def keeps(achieved, desired):
+        kept.append((achieved, desired, achieved.copy(), desired.copy()))
+        return np.zeros(len(achieved))
+
+    buffer = made(Hindsight("future", k=1, reward_fn=keeps), n=2)
+    play(buffer, 0, 20)
+    batch = buffer.sample(16)
+    for _ in range(20):
+        batch = buffer.sample(16, out=batch if again else None)
+    assert len(kept) == 21
+    for achieved, desired, then_achieved, then_desired in kept:
+        assert np.array_equal(achieved, then_achieved)
+        assert np.array_equal(desired, then_desired)
+
+
 def test_it_is_not_called_where_nothing_is_relabelled():
     ask = Asked()
     buffer = made(Hindsight("future", k=0, reward_fn=ask))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -558,3 +560,19 @@ def test_plans_include_what_the_sampler_keeps_to_the_byte(capacity, lanes):
             more = with_it.sampler_bytes - without.sampler_bytes
             assert getattr(with_it, name) - getattr(without, name) == more, (view, sampler)
         assert with_it.transition_bytes == without.transition_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measured by Linux")
+def test_what_a_sampler_would_keep_of_an_empty_buffer_costs_nothing():
+    """900 MB of sums, reserved and not used; the same again for a reader."""
+    before = resident()
+    buffer = relive.ReplayBuffer(10**8, SCHEMA, sampler=Prioritized(normalize="buffer"), seed=0)
+    reader = buffer.reader()
+    fill(buffer, 5)
+    assert len(drawn(buffer)) == len(drawn(reader)) == 5
+    assert resident() - before < 96 * 2**20  # a page of each level, of 2 MiB where the system likes them large
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
