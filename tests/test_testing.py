@@ -286,6 +286,26 @@ def test_a_broken_sampler_is_refused_for_what_is_broken(twin):
     assert str(raised.value).startswith("check_sampler: ")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (lambda ids: ids + 1, r"expected \d+ anchors, got \d+ ids, not among them \[\d+"),
+        (lambda ids: ids[:-1], r"expected 16 anchors, got 15 ids"),
+    ],
+)
+def test_our_own_samplers_are_looked_at_too(monkeypatch, spoil, rule):
+    sample = relive.ReplayBuffer.sample
+
+    def spoiled(self, n, **options):
+        batch = sample(self, n, **options)
+        batch.ids = spoil(batch.ids)
+        return batch
+
+    monkeypatch.setattr(relive.ReplayBuffer, "sample", spoiled)
+    with pytest.raises(AssertionError, match=rule):
+        check_sampler(relive.Uniform)
+
+
 def test_the_message_says_where():
     with pytest.raises(AssertionError, match=r"\(7 of \d+ anchors, uneven lanes"):
         check_sampler(Beyond)
