@@ -324,11 +324,11 @@ class Reader {
       return nb::borrow(out);
     }
     try {
-      return pool_of(count).tuple(weighted);
+      return pool_of(count)->tuple(weighted);
     } catch (const std::bad_alloc&) {  // what is kept for other batches may be what is missing for this one
       PyErr_Clear();
-      pools_.clear();
-      return pool_of(count).tuple(weighted);
+      std::exchange(pools_, {}).clear();
+      return pool_of(count)->tuple(weighted);
     }
   }
 
@@ -344,11 +344,17 @@ class Reader {
     }
   }
 
-  ArrayPool& pool_of(uint64_t count) {
-    for (ArrayPool& pool : pools_)
-      if (static_cast<uint64_t>(pool.count()) == count) return pool;
-    if (pools_.size() == kPools) pools_.pop_front();
-    return pools_.emplace_back(types_, static_cast<npy_intp>(count));
+  // Held by the caller: what goes when arrays are dropped (a callback, the garbage collector) may call this reader.
+  std::shared_ptr<ArrayPool> pool_of(uint64_t count) {
+    for (const auto& pool : pools_)
+      if (static_cast<uint64_t>(pool->count()) == count) return pool;
+    const auto made = std::make_shared<ArrayPool>(types_, static_cast<npy_intp>(count));
+    pools_.push_back(made);
+    if (pools_.size() > kPools) {
+      const auto oldest = std::move(pools_.front());
+      pools_.pop_front();
+    }
+    return made;
   }
 
   Core& core_;
@@ -364,7 +370,7 @@ class Reader {
   std::optional<SequenceView> sequences_;
   std::optional<Relabeler> relabeler_;
   std::vector<ValueType> types_;
-  std::list<ArrayPool> pools_;
+  std::list<std::shared_ptr<ArrayPool>> pools_;
 };
 
 // Bytes that the selector of such a reader takes.

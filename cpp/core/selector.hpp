@@ -315,23 +315,27 @@ class Selector {
       spec_.rule.ended(arena_, number, state, time, [&](const Anchor& anchor) { changes.add(anchor.row, initial); });
   }
 
-  // The newest anchors that may be drawn, newest first. Returns how many there are, at most `count`.
+  // The newest anchors that may be drawn, newest first. Returns how many there are, at most `count`. O(lanes), and
+  // O(log lanes) for each transition looked at.
   uint64_t take_newest(uint64_t count, Anchor* anchors) const {
-    const uint64_t lanes = arena_.layout().spec.lanes;
-    uint64_t done = 0, first = UINT64_MAX, last = 0;
     if (count == 0) return 0;
-    for (uint64_t number = 0; number < lanes; ++number) {
-      first = std::min(first, arena_.lane(number).begin);
-      last = std::max(last, arena_.lane(number).head);
+    const auto lanes = static_cast<int64_t>(arena_.layout().spec.lanes);
+    std::vector<int64_t> next;  // the newest of each lane that was not looked at yet, as a heap
+    for (int64_t number = 0; number < lanes; ++number) {
+      const LaneHeader& state = arena_.lane(number);
+      if (state.head > state.begin) next.push_back(static_cast<int64_t>(state.head - 1) * lanes + number);
     }
-    for (uint64_t time = last; time-- > first;) {
-      for (uint64_t number = lanes; number-- > 0;) {
-        const LaneHeader& state = arena_.lane(number);
-        if (time < state.begin || time >= state.head) continue;
-        const Anchor anchor = arena_.anchor(number, state, time);
-        if (!drawable(anchor)) continue;
-        anchors[done] = anchor;
-        if (++done == count) return done;
+    std::make_heap(next.begin(), next.end());
+    uint64_t done = 0;
+    while (done < count && !next.empty()) {
+      std::pop_heap(next.begin(), next.end());
+      const Anchor anchor = *arena_.find(next.back());
+      if (drawable(anchor)) anchors[done++] = anchor;
+      if (arena_.find(anchor.id - lanes)) {
+        next.back() -= lanes;
+        std::push_heap(next.begin(), next.end());
+      } else {
+        next.pop_back();
       }
     }
     return done;

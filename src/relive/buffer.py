@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +15,7 @@ from relive.batch import Batch
 from relive.engine import check_axes, check_updates, keeps_priorities
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
-from relive.forking import watch
+from relive.forking import Lock, watch
 from relive.prefetch import Batches, Beta
 from relive.reading import Output, Reader
 from relive.samplers import BuiltIn, Sampler
@@ -73,7 +72,7 @@ class ReplayBuffer:
         self._capacity, self._lanes = divide(capacity, lanes, schema)
         self._num_readers = 0  # made by `reader`
         self._schema: Schema | None = None
-        self._building = threading.Lock()
+        self._building = Lock()
         self._flat = False  # observation and action are single arrays
         if schema is not None:
             self._build(schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 
 from relive._core import Core
@@ -14,6 +15,30 @@ _held: list[Core] = []
 def watch(core: Core) -> None:
     """Keeps the core's lock usable in the children of this process."""
     _cores.add(core)
+
+
+class Lock:
+    """A re-entrant lock; in the child of a fork it is free, unless the thread that forked holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Called in the child."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()  # free, or the forking thread's
+        else:
+            self._lock = threading.RLock()
+
+
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _hold() -> None:
@@ -30,6 +55,8 @@ def _release() -> None:
 def _renew() -> None:
     while _held:
         _held.pop().renew()
+    for lock in list(_locks):
+        lock.renew()
 
 
 os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_renew)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 import secrets
-import threading
-import weakref
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -18,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, ReplayError, SchemaError
 from relive.fitting import as_array
+from relive.forking import Lock
 from relive.parted import Pool, joined, slices
 from relive.prefetch import Batches, Beta
 from relive.schema import Schema, leaves
@@ -86,13 +84,12 @@ class Mixture:
         self._philox = np.random.Philox(key=self._seed)
         self._state: Any = self._philox.state
         self._drawn = 0  # batches
-        self._turn = threading.Lock()
+        self._turn = Lock()
         self._templates: dict[bool, dict[str, Any]] = {}  # a batch of no rows, without weights and with them
         self._pool = Pool()
         self._devices: set[str] = set()  # that tensors can go to
         self._agreed = False
         self._agree()
-        _mixtures.add(self)
 
     def sample(
         self,
@@ -311,18 +308,6 @@ class Mixture:
                     f"part {part}. A part may be a reader of its buffer: reader(view=...)."
                 )
         self._agreed = len(known) == len(self._parts)
-
-
-_mixtures: weakref.WeakSet[Mixture] = weakref.WeakSet()
-
-
-def _renew() -> None:
-    """A child must not wait for a thread of its parent, which it does not have."""
-    for mixture in list(_mixtures):
-        mixture._turn = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew)
 
 
 def _named(part: int, error: ReplayError) -> ReplayError:

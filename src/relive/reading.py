@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
@@ -16,6 +15,7 @@ from relive.checks import number
 from relive.engine import check_updates, keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array
+from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
 from relive.samplers import BuiltIn, Sampler
@@ -51,7 +51,7 @@ class Reader:
         self._schema, self._view, self._sampler, self._seed = schema, view, sampler, seed
         self._custom = None if isinstance(sampler, BuiltIn) else sampler
         self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
-        self._drawing = threading.RLock()  # around a user's sampler
+        self._drawing = Lock()  # around a user's sampler
         self._relabels = isinstance(view, Transitions) and view.relabel is not None
         self._episodic = isinstance(view, Sequences) and view.length == "episode"
         self._trees = _trees(schema, view)
