@@ -306,6 +306,25 @@ def test_the_priority_of_a_sequence_is_that_of_the_steps_it_learns_from():
     assert buffer.anchors.tolist() == [0, 2]
 
 
+def test_errors_on_padding_are_not_looked_at():
+    """What a network makes of zeros, or of nothing."""
+    buffer = made(5, view=Sequences(4, stride=4), sampler=Prioritized(alpha=1, eps=0, eta=0))
+    fill(buffer, 4, start=20)
+    assert buffer.anchors.tolist() == [0, 4, 5]
+    assert buffer.update_priorities([4], [[4.0, np.nan, np.inf, -1.0]]) == 1
+    buffer.update_priorities([0, 5], np.ones((2, 4)))
+    assert shares(buffer) == {0: 0.2, 4: 0.7, 5: 0.2}  # the mean of one step
+
+
+def test_priorities_of_sequences_may_be_tensors():
+    torch = pytest.importorskip("torch")
+    buffer = made(12, view=Sequences(3), sampler=PLAIN)
+    batch = buffer.sample(8, output="torch", beta=1.0)
+    delta = batch.reward * torch.zeros(3, requires_grad=True)
+    assert buffer.update_priorities(batch.ids, delta.abs()) == 8
+    assert not set(batch.ids.tolist()) & set(buffer.anchors.tolist())
+
+
 def test_priorities_of_whole_episodes():
     buffer = made(14, view=Sequences("episode"), sampler=PLAIN)
     batch = buffer.sample(8)
