@@ -63,7 +63,8 @@ class Own:
         return ids[places], mass[places]
 
     def update_priorities(self, ids, abs_td):
-        self.mass.update(zip(ids.tolist(), abs_td, strict=True))
+        raw = abs_td if abs_td.ndim == 1 else abs_td.max(1)  # of sequences one a step
+        self.mass.update(zip(ids.tolist(), raw, strict=True))
 
 
 class Newest:
@@ -137,6 +138,13 @@ class Squares(Own):
     def update_priorities(self, ids, abs_td):
         abs_td += 1
         super().update_priorities(ids, abs_td)
+
+
+class Flat(Own):
+    """Right as long as there are no sequences, or their priorities come one a sequence."""
+
+    def update_priorities(self, ids, abs_td):
+        self.mass.update({identity: float(value) for identity, value in zip(ids.tolist(), abs_td, strict=True)})
 
 
 class GlobalNumpy(Even):
@@ -258,6 +266,7 @@ BROKEN = {
     Fractions: ({}, r"expected ids int64 \(16,\), got float64 \(16,\)"),
     Shuffles: ({}, r"only read, got arrays that were written to \(draw with \d+ ids"),
     Squares: ({}, r"only read, got arrays that were written to \(update_priorities with \d+ ids"),
+    Flat: ({}, r"an answer, got TypeError.*\(update_priorities with \d+ ids, Sequences\(4, stride=2\)"),
     GlobalNumpy: ({}, "global random states left alone"),
     GlobalPython: ({}, "global random states left alone"),
     Seeded: ({}, "global random states left alone"),

@@ -36,7 +36,8 @@ def check_sampler(
     In every situation each batch must have n ids that are anchors at that moment; equal seeds must give equal batches,
     whatever the global generators are at and other readers do; other seeds must give others. Nothing that the sampler
     is given, and no global generator, may be written to. What is pushed after draws must be drawn sooner or later:
-    each new anchor within 20,000 draws. Priorities are updated along the way where the sampler takes them.
+    each new anchor within 20,000 draws. Priorities are updated along the way where the sampler takes them, with |delta|
+    [B] and, of sequences, [B, T] too.
 
     Args:
         make: makes a sampler, a new one at each call: the class itself, or `lambda: MySampler(...)`.
@@ -177,8 +178,16 @@ class _Trial:
                     self._read_beside()
                 batches.append(self.draw(self.situation.batch + self.newest))
                 if self.updates:
-                    self.buffer.update_priorities(batches[-1], (batches[-1] % 5).astype(np.float64))
+                    self.buffer.update_priorities(batches[-1], self._errors(batches[-1], len(batches)))
         return batches
+
+    def _errors(self, ids: Ids, number: int) -> NDArray[np.float64]:
+        """|delta| of a batch: [B], of sequences [B, T] by turns."""
+        errors = (ids % 5).astype(np.float64)
+        view = self.situation.view
+        if isinstance(view, Transitions) or number % 2 == 0:
+            return errors
+        return np.repeat(errors[:, None], int(view.length), axis=1)
 
     def _read_beside(self) -> None:
         """Reads the buffer in every other way."""
