@@ -52,6 +52,21 @@ class Writer:
             )
         self._obs: list[NDArray[Any]] | None = None  # what each environment's next action is based on
         self._ended = np.zeros(self._num_envs, np.bool_)
+        self._begins = np.zeros(self._num_envs, np.bool_)
+
+    @property
+    def begins(self) -> NDArray[np.bool_]:
+        """Whether the observation in hand, which the next action is based on, is the first of an episode.
+
+        A bool [num_envs], [1] for a single environment; a copy. Where it is True a recurrent state is empty and a stack
+        of frames starts anew. Before the first reset: none. After a reset: those that were reset. After a step:
+
+        - NEXT_STEP: those whose step only reset (id -1). Just after an end the observation in hand is the final one
+          and the action based on it is ignored: True comes one step later.
+        - SAME_STEP: those whose episode just ended; the observation in hand is the next one's first.
+        - DISABLED (and a single environment): none.
+        """
+        return self._begins.copy()
 
     def reset(self, obs: Any, mask: NDArray[np.bool_] | None = None) -> None:
         """Tells the writer what `envs.reset` returned.
@@ -67,6 +82,7 @@ class Writer:
         if mask is None:
             self._obs = self._leaves(obs)
             self._ended = np.zeros(self._num_envs, np.bool_)
+            self._begins = np.ones(self._num_envs, np.bool_)
             return
         if isinstance(mask, Mapping):
             raise SchemaError(
@@ -81,6 +97,7 @@ class Writer:
         for leaf, new in zip(self._obs, self._leaves(obs), strict=True):
             leaf[chosen] = new[chosen]
         self._ended = self._ended & ~chosen
+        self._begins = self._begins | chosen
 
     def step(
         self,
@@ -139,9 +156,10 @@ class Writer:
             **{name: self._lead(value, name) for name, value in extras.items()},  # type: ignore[arg-type]
         )
         self._obs = arrived
-        if self._mode == "DISABLED":
-            self._ended = ended
-        elif self._mode == "NEXT_STEP":
+        if self._mode == "SAME_STEP":
+            self._begins = ended
+        else:
+            self._begins = np.zeros(self._num_envs, np.bool_) if resets is None else resets
             self._ended = ended if resets is None else ended & ~resets
         return ids if self._is_vector else int(ids[0])
 

@@ -256,3 +256,114 @@ def test_a_buffer_without_a_schema_takes_it_from_the_environment():
     play(envs, buffer.writer(envs), 15, AutoresetMode.NEXT_STEP)
     assert_same(buffer, truth([env.notes for env in envs.envs], 30), View(gamma=0.99))
     assert list(leaves(buffer.schema.obs)) == list(leaves(relive.Schema.from_env(envs).obs))
+
+
+# Where episodes begin.
+
+
+def remember(state, obs):
+    """A recurrent state f64 [lanes] that tells any two histories of observations apart."""
+    return 0.5 * state + np.asarray(obs, np.float64) @ [1.0, 10.0, 100.0]
+
+
+def alone(index: int, steps: int) -> list[float]:
+    """The state before each step of one environment that nobody vectorised."""
+    env, states = Scripted(index, LENGTHS[index]), []
+    obs, _ = env.reset()
+    state = 0.0
+    for _ in range(steps):
+        states.append(state)
+        state = float(remember(state, obs))
+        obs, _, terminated, truncated, _ = env.step(0)
+        if terminated or truncated:
+            obs, _ = env.reset()
+            state = 0.0
+    return states
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_recurrent_state_emptied_where_episodes_begin_is_that_of_single_environments(mode):
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, LENGTHS[i]) for i in range(3)], autoreset_mode=mode)
+    schema = relive.Schema.from_env(envs, extras={"state": relive.Field("float64")})
+    buffer = relive.ReplayBuffer(3 * 50, schema, seed=0)
+    writer = buffer.writer(envs)
+    obs, _ = envs.reset(seed=0)
+    writer.reset(obs)
+    after = np.full(3, np.nan)  # nobody's: the first reset must be among the beginnings
+    for _ in range(40):
+        state = np.where(writer.begins, 0.0, after)
+        after = remember(state, obs)
+        action = np.zeros(3, np.int64)
+        obs, reward, terminated, truncated, info = envs.step(action)
+        writer.step(action, obs, reward, terminated, truncated, info, state=state)
+        ended = terminated | truncated
+        if mode is AutoresetMode.DISABLED and ended.any():
+            obs, _ = envs.reset(options={"reset_mask": ended.copy()})
+            writer.reset(obs, mask=ended)
+    stored = buffer.get(buffer.ids)
+    for lane in range(3):
+        states = stored.state[stored.ids % 3 == lane]
+        assert len(states) > 25
+        assert states.tolist() == alone(lane, len(states))
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # Environments of 2 and 3 steps. NEXT_STEP spends a third and a fourth one on the reset.
+        (AutoresetMode.NEXT_STEP, ["00", "00", "10", "01", "00", "10", "00", "01"]),
+        (AutoresetMode.SAME_STEP, ["00", "10", "01", "10", "00", "11", "00", "10"]),
+        (AutoresetMode.DISABLED, ["00", "00", "00", "00", "00", "00", "00", "00"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_beginnings_after_each_step(mode, expected):
+    envs = SyncVectorEnv([lambda: Scripted(0, [2]), lambda: Scripted(1, [3])], autoreset_mode=mode)
+    writer = buffer_for(envs, 100, View()).writer(envs)
+    assert writer.begins.tolist() == [False, False]
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    seen = []
+    for _ in expected:
+        assert len(seen) > 0 or writer.begins.all()
+        action = np.zeros(2, np.int64)
+        obs, reward, terminated, truncated, info = envs.step(action)
+        writer.step(action, obs, reward, terminated, truncated, info)
+        seen.append("".join(str(int(begins)) for begins in writer.begins))
+        ended = terminated | truncated
+        if mode is AutoresetMode.DISABLED and ended.any():
+            obs, _ = envs.reset(options={"reset_mask": ended.copy()})
+            writer.reset(obs, mask=ended)
+            assert writer.begins.tolist() == ended.tolist()
+    assert seen == expected
+
+
+def test_beginnings_are_a_copy_and_a_refused_step_leaves_them():
+    env = Scripted(0, [2])
+    writer = buffer_for(env, 20, View()).writer(env)
+    obs, _ = env.reset()
+    writer.reset(obs)
+    first = writer.begins
+    assert first.shape == (1,)
+    assert first.all()
+    writer.begins[:] = False
+    assert writer.begins.all()
+    with pytest.raises(relive.SchemaError):
+        writer.step(0, "nowhere", 0.0, False, False, {})
+    assert writer.begins.all()
+    writer.step(0, *env.step(0))
+    assert not writer.begins.any()
+    assert first.all()
+
+
+def test_environments_reset_one_after_the_other_all_begin():
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [9]) for i in range(3)], autoreset_mode=AutoresetMode.DISABLED)
+    writer = buffer_for(envs, 30, View()).writer(envs)
+    obs, _ = envs.reset()
+    writer.reset(obs)
+    writer.step(np.zeros(3, np.int64), *envs.step(np.zeros(3, np.int64)))
+    for lane in (0, 2):
+        mask = np.arange(3) == lane
+        obs, _ = envs.reset(options={"reset_mask": mask.copy()})
+        writer.reset(obs, mask=mask)
+    assert writer.begins.tolist() == [True, False, True]
