@@ -79,7 +79,8 @@ NB_MODULE(_core, module) {
            nb::sig("def update(self, ids: numpy.typing.NDArray[numpy.int64], "
                    "raw: numpy.typing.NDArray[numpy.float64]) -> int"))
       .def("anchors", &Reader::anchors, nb::sig("def anchors(self) -> numpy.typing.NDArray[numpy.int64]"))
-      .def("advance", &Reader::advance);
+      .def("advance", &Reader::advance)
+      .def_prop_ro("epochs", &Reader::epochs);
 }
 
 }  // namespace relive

@@ -192,6 +192,12 @@ class Reader {
     return id_array(ids);
   }
 
+  uint64_t epochs() {
+    uint64_t epochs = 0;
+    locked(mutex(), 0, [&] { epochs = selector_.epochs(); });
+    return epochs;
+  }
+
   // The number of the next batch, which is then used up: for draws that are made elsewhere.
   uint64_t advance() {
     uint64_t number = 0;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -71,15 +72,20 @@ class RankHeap {
     }
   }
 
-  // Makes the ranks exact: keys descending, equal keys by ascending row. Allocates 16 bytes a row for the while.
+  // Makes the ranks exact: keys descending, equal keys by ascending row. Takes 16 bytes a row for the while; where they
+  // are not to be had the ranks stay as they are, which is no error, until the next time.
   void sort() {
+    header_->changes = 0;
     std::vector<Item> items;
-    items.reserve(size());
+    try {
+      items.reserve(size());
+    } catch (const std::bad_alloc&) {
+      return;
+    }
     for (uint64_t place = 0; place < size(); ++place) items.push_back({keys_[entries_[place]], entries_[place]});
     std::sort(items.begin(), items.end(),
               [](const Item& a, const Item& b) { return a.key != b.key ? a.key > b.key : a.row < b.row; });
     for (uint64_t place = 0; place < items.size(); ++place) move(items[place].row, place);
-    header_->changes = 0;
   }
 
  private:

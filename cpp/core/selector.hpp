@@ -152,6 +152,9 @@ class Selector {
     return live;
   }
 
+  // Shuffled: epochs whose order was walked to its end.
+  uint64_t epochs() const { return header().epoch - (header().epoch_at < header().epoch_size); }
+
   // True if a batch may contain this live transition as an anchor.
   bool drawable(const Anchor& anchor) const { return !spec_.keeps_masses() || mass(anchor.row) > 0; }
 

@@ -84,8 +84,8 @@ def collect(
     if set(extras) != set(schema.extras):
         unknown = sorted(set(extras) - set(schema.extras))
         missing = sorted(set(schema.extras) - set(extras))
-        what = f"unknown {unknown}" if unknown else f"{missing} missing"
-        raise SchemaError(f"extras: expected the fields {list(schema.extras)}, got {what}. Name them in the Schema.")
+        got = f"unknown {unknown}. Name them in the Schema" if unknown else f"none of {missing}. Pass them by name"
+        raise SchemaError(f"extras: expected the fields {list(schema.extras)}, got {got}.")
     return [
         *flatten(schema.obs, obs, "obs"),
         *flatten(schema.action, action, "action"),

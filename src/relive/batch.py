@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+_HINTS = {
+    "weight": " Give sample a beta.",
+    "done": " It is terminated; targets need discount alone.",
+    "dones": " It is terminated; targets need discount alone.",
+    "state": " It is obs.",
+    "next_state": " It is next_obs.",
+}
+
 
 class Batch:
     """A minibatch. Fields are attributes; B is the batch size, the leading axis of every array.
@@ -57,7 +65,7 @@ class Batch:
         return iter((self.obs, self.action, self.reward, self.terminated, self.next_obs))
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"batch: expected one of {list(self.__dict__)}, got {name!r}.")
+        raise AttributeError(f"batch: expected one of {list(self.__dict__)}, got {name!r}.{_HINTS.get(name, '')}")
 
     def __repr__(self) -> str:
         return f"Batch({', '.join(f'{name}={_describe(value)}' for name, value in self.__dict__.items())})"

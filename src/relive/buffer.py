@@ -407,6 +407,11 @@ class ReplayBuffer:
         return self._reading.anchors if self._schema is not None else np.empty(0, np.int64)
 
     @property
+    def epochs(self) -> int:
+        """Epochs completed under `Shuffled`; 0 under other samplers. A batch may end one and begin the next."""
+        return self._reading.epochs if self._schema is not None else 0
+
+    @property
     def capacity(self) -> int:
         """Transitions that the buffer keeps."""
         return self._capacity

@@ -26,7 +26,11 @@ def check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn | Sampler]:
     sampler = Uniform() if sampler is None else sampler
     if not isinstance(view, View):
         raise ConfigError(f"view: expected Transitions, Sequences or Hindsight, got {view!r}.")
-    if isinstance(sampler, type) or not isinstance(sampler, BuiltIn | Sampler):
+    if isinstance(sampler, type):
+        raise ConfigError(
+            f"sampler: expected a value, got the class {sampler.__name__}. Call it: {sampler.__name__}()."
+        )
+    if not isinstance(sampler, BuiltIn | Sampler):
         raise ConfigError(f"sampler: expected a sampler, or an object with draw(ids, n, rng), got {sampler!r}.")
     return view, sampler
 

@@ -26,6 +26,14 @@ def infer_schema(obs: Any, action: Any, extras: Mapping[str, Any], lanes: int, c
     )
 
 
+def on_cpu(values: Any) -> Any:
+    """Values as NumPy takes them; tensors may be on another device, part of a graph, or of a dtype it has not."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
 def as_array(value: Any, name: str, expected: object) -> NDArray[Any]:
     """The value as an array of whatever dtype and shape.
 

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from relive.batch import Batch
-from relive.errors import ConfigError, NotEnoughDataError, ReplayError, SchemaError
-from relive.fitting import as_array
+from relive.errors import ConfigError, NotEnoughDataError, ReplayError, SchemaError, StaleIdError
+from relive.fitting import as_array, on_cpu
 from relive.forking import Lock
 from relive.parted import Pool, joined, slices
 from relive.prefetch import Batches, Beta
 from relive.schema import Schema, leaves
 from relive.trees import map_fields
+
+_STRIDE = 2**56  # between the ids of one part and of the next
 
 
 @runtime_checkable
@@ -53,8 +55,10 @@ class Mixture:
     """Batches of which each part gives its share, as in learning online with offline data beside it.
 
     Rows lie part after part. How many each gives is the share of the batch, rounded systematically with one random
-    number a batch: share * n on average, never off by a row or more. A transition's id here is its own id *
-    number of parts + number of the part. The same buffer may be several parts.
+    number a batch: share * n on average, never off by a row or more. The same buffer may be several parts.
+
+    A transition's id here is (number of its part + 1) * 2^56 + its own id, so that a part never takes it for one of its
+    own; `part_of` says which part it is.
 
     Any number of threads may draw; they take turns. Batch number k is a pure function of (seed, k), and of what the
     parts draw, each by its own generator.
@@ -154,15 +158,18 @@ class Mixture:
         wanted = _ids(ids)
         self._check_output(output, device)
         rows = self._rows(wanted)
+        if sum(map(len, rows)) != len(wanted):
+            strange = wanted[~np.isin(self.part_of(wanted), self._numbers)][0]
+            raise StaleIdError(f"ids: expected ids of this mixture, got {strange}. Ids of its parts are others.")
         some: list[tuple[Any, Mapping[str, Any]]] = []
         for part, (source, _) in enumerate(self._parts):
             if len(rows[part]) or not (some or len(wanted)):  # of no ids, the first part gives the batch of no rows
                 try:
-                    some.append((rows[part], vars(source.get(wanted[rows[part]] // len(self._parts)))))
+                    some.append((rows[part], vars(source.get(wanted[rows[part]] % _STRIDE))))
                 except ReplayError as error:
                     raise _named(part, error) from error
         fields = joined(len(wanted), some)
-        self._rename(fields, wanted % len(self._parts))
+        self._rename(fields, self.part_of(wanted))
         return self._finish(fields, output, device)
 
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
@@ -185,7 +192,7 @@ class Mixture:
         live, keeps_none = 0, 0
         for part, (source, _) in enumerate(self._parts):
             try:
-                live += source.update_priorities(wanted[rows[part]] // len(self._parts), errors[rows[part]])
+                live += source.update_priorities(wanted[rows[part]] % _STRIDE, errors[rows[part]])
             except ConfigError:
                 keeps_none += 1
         if keeps_none == len(self._parts):
@@ -210,7 +217,12 @@ class Mixture:
             device,
         )
 
+    def part_of(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """The number of the part that each of these ids of the mixture belongs to: int64 [B]."""
+        return _ids(ids) // _STRIDE - 1
+
     def __len__(self) -> int:
+        """Live transitions of all parts."""
         return sum(len(source) for source, _ in self._parts)
 
     def __repr__(self) -> str:
@@ -258,15 +270,14 @@ class Mixture:
     def _rename(self, fields: dict[str, Any], part_of: NDArray[np.int64]) -> None:
         """Makes the parts' ids the mixture's, in place."""
         ids = fields["ids"]
-        ids *= len(self._parts)
-        ids += part_of
+        ids += (part_of + 1) * _STRIDE
         if "goal_ids" in fields:  # -1 is none, and stays
             goals = fields["goal_ids"]
-            np.copyto(goals, goals * len(self._parts) + part_of, where=goals >= 0)
+            np.copyto(goals, goals + (part_of + 1) * _STRIDE, where=goals >= 0)
 
     def _rows(self, ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Where each part's rows are."""
-        part_of = ids % len(self._parts)
+        part_of = self.part_of(ids)
         return [np.flatnonzero(part_of == part) for part in range(len(self._parts))]
 
     def _check_output(self, output: str, device: Any) -> None:
@@ -323,10 +334,12 @@ def _fields(schema: Schema) -> dict[str, str]:
 
 
 def _part(part: Any) -> tuple[Source, float]:
-    if not isinstance(part, tuple | list) or len(part) != 2 or not isinstance(part[0], Source):
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise ConfigError(f"Mixture: expected pairs (source, share), got {type(part).__name__}.")
+    if not isinstance(part[0], Source):
         raise ConfigError(
-            f"Mixture: expected parts (source, share), sources that are buffers or readers, got {part!r}. A mixture "
-            "is no part of another: list all parts in one."
+            f"Mixture: expected sources that are buffers or readers, got {type(part[0]).__name__}. Of mixtures, list "
+            "all parts in one."
         )
     return part[0], _share(part[1])
 
@@ -348,21 +361,16 @@ def _size(n: Any) -> int:
 
 
 def _ids(ids: Any) -> NDArray[np.int64]:
-    wanted = as_array(_on_cpu(ids), "ids", "int64 (B,)")
+    wanted = as_array(on_cpu(ids), "ids", "int64 (B,)")
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
     return wanted.astype(np.int64, copy=False)
 
 
 def _errors(abs_td: Any, count: int) -> NDArray[Any]:
-    errors = as_array(_on_cpu(abs_td), "abs_td", f"float ({count},)")
+    errors = as_array(on_cpu(abs_td), "abs_td", f"float ({count},)")
     if errors.ndim not in (1, 2) or len(errors) != count or (errors.dtype.kind not in "fiu" and errors.size):
         raise SchemaError(f"abs_td: expected floats ({count},), or ({count}, T), got {errors.dtype} {errors.shape}.")
     if not (np.isfinite(errors) & (errors >= 0)).all():
         raise SchemaError("abs_td: expected finite numbers of at least 0, got others.")
     return errors
-
-
-def _on_cpu(value: Any) -> Any:
-    """A tensor's numbers, wherever it lies and whatever its gradient."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value

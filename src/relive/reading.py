@@ -14,7 +14,7 @@ from relive.batch import Batch
 from relive.checks import number
 from relive.engine import check_updates, keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
-from relive.fitting import as_array
+from relive.fitting import as_array, on_cpu
 from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
@@ -120,7 +120,8 @@ class Reader:
             if result < 0:
                 worst = raw[-1 - result]
                 raise SchemaError(
-                    f"abs_td: expected finite numbers of at least 0, got {worst} (at [{-1 - result}]). Nothing changed."
+                    f"abs_td: expected finite numbers of at least 0, got {worst} (at [{-1 - result}]). Nothing changed. "
+                    "Pass abs(delta)."
                 )
             return result
         if not (np.isfinite(raw).all() and (raw >= 0).all()):
@@ -143,12 +144,18 @@ class Reader:
         )
 
     def __len__(self) -> int:
+        """Live transitions."""
         return self._core.live
 
     @property
     def anchors(self) -> NDArray[np.int64]:
         """Ids that can be drawn now: int64, ascending. Cost: O(len)."""
         return self._native.anchors()
+
+    @property
+    def epochs(self) -> int:
+        """Epochs completed under `Shuffled`; 0 under other samplers."""
+        return self._native.epochs
 
     @property
     def schema(self) -> Schema:
@@ -340,18 +347,10 @@ def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:
     return type(values) is np.ndarray and values.ndim == 1 and values.dtype == dtype and values.flags.carray
 
 
-def _on_cpu(values: Any) -> Any:
-    """Values as NumPy takes them; tensors may be on another device, part of a graph, or of a dtype it has not."""
-    if not hasattr(values, "detach"):
-        return values
-    tensor = values.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-
-
 def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
     if _is_plain(ids, np.int64):
         return ids
-    wanted = as_array(_on_cpu(ids), "ids", "int64 (B,)")
+    wanted = as_array(on_cpu(ids), "ids", "int64 (B,)")
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
     return wanted.astype(np.int64, order="C")
@@ -361,7 +360,7 @@ def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
     """|delta| as float64 [B], or [B, T] under sequences."""
     if _is_plain(abs_td, np.float64):
         return abs_td
-    raw = as_array(_on_cpu(abs_td), "abs_td", "float64 (B,)")
+    raw = as_array(on_cpu(abs_td), "abs_td", "float64 (B,)")
     steps = view.length if isinstance(view, Sequences) else None
     per_step = raw.ndim == 2 and steps is not None and steps in ("episode", raw.shape[1])
     if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive.errors import SchemaError
+from relive.fitting import as_array, on_cpu
 from relive.views import Transitions
 
 
@@ -58,7 +59,7 @@ def relabel(
 
 
 def _checked(values: Any, count: int, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = as_array(on_cpu(values), "reward_fn", f"{name} ({count},)")
     if array.shape != (count,) or array.dtype.kind not in "fiub":
         raise SchemaError(
             f"reward_fn: expected {name} ({count},), one for each goal, got {array.dtype} {array.shape}. "

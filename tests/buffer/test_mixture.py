@@ -29,7 +29,7 @@ def mixed(shares: tuple[float, ...], seed: int = 9, **options: Any) -> relive.Mi
 
 
 def counts_of(batch: relive.Batch, parts: int) -> np.ndarray:
-    return np.bincount(np.asarray(batch.ids) % parts, minlength=parts)
+    return np.bincount(np.asarray(batch.ids) // 2**56 - 1, minlength=parts)
 
 
 def rows_of(batch: relive.Batch, rows: Any) -> relive.Batch:
@@ -135,7 +135,7 @@ def test_rows_are_those_that_the_parts_draw(lanes):
         batch = mixture.sample(size)
         for part, twin in enumerate(twins):
             mine, own = rows_of(batch, slice(part * size // 2, (part + 1) * size // 2)), twin.sample(size // 2)
-            assert (mine.ids == own.ids * 2 + part).all()
+            assert (mine.ids == own.ids + (part + 1) * 2**56).all()
             mine.ids = own.ids
             assert contents(mine) == contents(own)
             check(mine, lanes, 3)
@@ -148,7 +148,7 @@ def test_ids_find_their_way_back():
     again = mixture.get(batch.ids[order])
     assert contents(again) == contents(rows_of(batch, order))
     for part in range(3):  # of one part alone
-        some = batch.ids % 3 == part
+        some = mixture.part_of(batch.ids) == part
         assert contents(mixture.get(batch.ids[some])) == contents(rows_of(batch, some))
     empty = mixture.get([])
     assert empty.obs["large"].shape == (0, 150)
@@ -170,9 +170,15 @@ def test_an_id_that_is_gone_names_its_part():
     new.push(**transition(np.zeros(2, np.int64), np.arange(2)))
     mixture = relive.Mixture([(old, 0.5), (new, 0.5)])
     with pytest.raises(relive.StaleIdError, match=r"part 1.*17"):
-        mixture.get([4, 2 * 17 + 1])
-    with pytest.raises(relive.StaleIdError):
-        mixture.get([-1])
+        mixture.get([2**56 + 4, 2 * 2**56 + 17])
+    for stranger in (-1, 4, 3 * 2**56 + 4):  # a part's own id is none of the mixture's
+        with pytest.raises(relive.StaleIdError, match="of this mixture"):
+            mixture.get([stranger])
+        assert mixture.part_of([stranger]) not in (0, 1)
+    own = old.ids[:4]
+    keeps = relive.Mixture([(old.reader(sampler=relive.Prioritized()), 1.0)])
+    assert keeps.update_priorities(own, np.ones(4)) == 0
+    assert keeps.update_priorities(own + 2**56, np.ones(4)) == 4
 
 
 def test_one_buffer_may_be_several_parts():
@@ -180,7 +186,7 @@ def test_one_buffer_may_be_several_parts():
     mixture = relive.Mixture([(buffer, 0.5), (buffer, 0.5)], seed=0)
     batch = mixture.sample(20)
     assert contents(mixture.get(batch.ids)) == contents(batch)
-    assert not np.array_equal(batch.ids[:10] // 2, batch.ids[10:] // 2)
+    assert not np.array_equal(batch.ids[:10] % 2**56, batch.ids[10:] % 2**56)
     assert len(mixture) == 2 * len(buffer)
 
 
@@ -314,7 +320,7 @@ def test_an_empty_part_costs_the_others_no_batch():
         with pytest.raises(relive.NotEnoughDataError, match="part 1"):
             mixture.sample(8)
     new.push(**transition(np.zeros(2, np.int64), np.arange(2)))
-    assert (mixture.sample(8).ids[:4] // 2).tolist() == twin.sample(4).ids.tolist()
+    assert (mixture.sample(8).ids[:4] % 2**56).tolist() == twin.sample(4).ids.tolist()
 
 
 @pytest.mark.parametrize("fails", [1, 4])
@@ -339,7 +345,7 @@ def test_an_error_of_a_part_names_it_and_the_batch_is_drawn_by_the_next_call(fai
 def test_priorities_go_back_to_their_parts_in_order():
     parts = [Small(0), Small(1, keeps=False), Small(2)]
     mixture = relive.Mixture([(parts[0], 0.25), (parts[1], 0.25), (parts[2], 0.5)], seed=0)
-    ids = np.array([3 * 4 + 2, 3 * 5, 3 * 6 + 1, 3 * 4 + 2, 3 * 1])
+    ids = np.array([4, 5, 6, 4, 1]) + 2**56 * np.array([3, 1, 2, 3, 1])
     assert mixture.update_priorities(ids, np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == 4  # the uniform part's is skipped
     assert parts[0].updated == [([5, 1], [0.2, 0.5])]
     assert parts[2].updated == [([4, 4], [0.1, 0.4])]  # the last one holds
