@@ -11,8 +11,8 @@ _PAGE = """# Performance
 
 Made by `python benchmarks/bench_buffer.py --markdown docs/performance.md`; `benchmarks/README.md` says how.
 The floor is the least C++ that moves the same bytes, written to arrays that exist; floor+alloc makes new arrays or
-tensors for every batch, as an API that returns new batches must. Microseconds of CPU time, medians. Machines are
-shared and noisy: trust ratios, taken side by side in one run, never absolute times.
+tensors for every batch, as an API that returns new batches must; hindsight and samplers have no floor. Microseconds of
+CPU time, medians. Machines are shared and noisy: trust ratios, taken side by side in one run, never absolute times.
 
 """
 
