@@ -34,8 +34,9 @@ def _capacity(args: Sequence[str]) -> int:
     from relive.study import capacity
 
     description = (
-        "Train with buffers of several capacities and samplers, and compare: a figure of learning curves and a table, "
-        "interquartile means over the seeds with 95 % bootstrap intervals. Ctrl-C ends it; the same call goes on."
+        "Train with buffers of several capacities and samplers, and compare: a run for each capacity, sampler, seed, "
+        "60 by default. Leaves a figure of learning curves and a table, interquartile means over the seeds with 95 % "
+        "bootstrap intervals. Ctrl-C ends it; the same call goes on."
     )
     config = parse(capacity.CapacityConfig, args, prog="relive study capacity", description=description)
     jobs = capacity.plan(config).values()
@@ -61,7 +62,7 @@ def _cliffwalk(args: Sequence[str]) -> int:
 
     description = (
         "Q-learning with a table on the Blind Cliffwalk of Schaul et al. 2016: updates until the values are learned, "
-        "for uniform, prioritized, greedy and oracle replay."
+        "by sampler: uniform, rank-based, proportional, greedy, oracle."
     )
     config = parse(cliffwalk.CliffwalkConfig, args, prog="relive study cliffwalk", description=description)
     print("Written: " + ", ".join(map(str, cliffwalk.run(config))))
