@@ -183,6 +183,19 @@ inline bool find_reward(PyObject* value, int64_t count, std::vector<float>& rewa
   return true;
 }
 
+// `count` values of a type, over memory that `owner` keeps. A new reference.
+inline PyObject* array_over(const ValueType& type, uint64_t count, char* start, nb::handle owner) {
+  std::vector<npy_intp> shape{static_cast<npy_intp>(count)};
+  shape.insert(shape.end(), type.shape().begin(), type.shape().end());
+  nb::object array = nb::steal(
+      PyArray_NewFromDescr(&PyArray_Type, reinterpret_cast<PyArray_Descr*>(Py_NewRef(type.descr())),
+                           static_cast<int>(shape.size()), shape.data(), nullptr, start, NPY_ARRAY_CARRAY, nullptr));
+  if (!array.is_valid() ||
+      PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array.ptr()), Py_NewRef(owner.ptr())) != 0)
+    throw nb::python_error();
+  return array.release().ptr();
+}
+
 // The arrays of batches of one size. An array that nobody else refers to is used again: touching fresh memory and
 // making array objects would cost more than the copy. Views, tensors and buffers made of an array refer to it.
 class ArrayPool {
@@ -192,6 +205,9 @@ class ArrayPool {
   }
 
   npy_intp count() const { return count_; }
+
+  // A new array of one type. A new reference.
+  PyObject* make(size_t index) const { return Py_NewRef(create(types_[index]).get()); }
 
   // One array of each type, all or all but the last.
   nb::object tuple(bool with_last) {

@@ -1,6 +1,8 @@
 // One way of reading a buffer, seen from Python: a view, a selector, and the memory of its batches.
 #pragma once
 
+#include <cstdlib>
+#include <limits>
 #include <list>
 #include <memory>
 #include <optional>
@@ -59,7 +61,12 @@ class Reader {
       relabeler_.emplace(layout_, static_cast<Strategy>(strategy), share, achieved, desired, n_,
                          stack_ * layout_.spec.stacked);
     }
-    if (!is_episodic()) types_ = make_types(spec_.rule.length);
+    if (is_episodic()) {
+      const std::vector<ValueType> one = make_types(1), two = make_types(2);
+      for (size_t i = 0; i < one.size(); ++i) step_bytes_.emplace_back(one[i].bytes(), two[i].bytes() - one[i].bytes());
+    } else {
+      types_ = make_types(spec_.rule.length);
+    }
     selector_.init(seed);
     if (primary) core_.set_primary(&selector_);
   }
@@ -74,40 +81,17 @@ class Reader {
   nb::object sample(uint64_t count, std::optional<double> beta, nb::handle out) {
     const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
     const auto masses = beta ? std::make_unique_for_overwrite<double[]>(count) : nullptr;
-    nb::object arrays = is_episodic() ? nb::object(nb::none()) : nb::object(batch(count, beta.has_value(), out));
-    BatchArrays to;
-    if (!is_episodic()) to = addresses(arrays);
-    uint64_t left = 0, steps = spec_.rule.length, number = 0;
+    uint64_t left = count;
     double smallest = 0;
-    for (bool assembled = false; !assembled;) {
-      without_gil([&] {
-        const std::lock_guard guard(mutex());
-        number = selector_.header().draws;
-        selector_.sync();
-        smallest = spec_.minima ? selector_.smallest() : 0;
-        if (!selector_.draw(count, anchors.get(), masses.get())) {
-          left = selector_.num_left();
-          assembled = true;
-        } else if (is_episodic()) {
-          steps = sequences_->steps(core_.arena(), anchors.get(), count);
-        } else {
-          assemble(anchors.get(), count, steps, to, static_cast<int64_t>(number));
-          assembled = true;
-          left = count;
-        }
-      });
-      if (assembled) break;
-      // Whole episodes: now it is known how long they are. Those that were evicted meanwhile make this draw void.
-      arrays = ArrayPool(make_types(steps), static_cast<npy_intp>(count)).tuple(beta.has_value());
-      to = addresses(arrays);
-      without_gil([&] {
-        const std::lock_guard guard(mutex());
-        assembled = still_there(anchors.get(), count);
-        if (assembled) assemble(anchors.get(), count, steps, to, static_cast<int64_t>(number));
-      });
-      left = count;
-    }
-    if (left < count) return nb::int_(left);
+    nb::object arrays = make_batch(count, beta.has_value(), out, anchors.get(), [&]() -> std::optional<int64_t> {
+      const uint64_t number = selector_.header().draws;
+      selector_.sync();
+      smallest = spec_.minima ? selector_.smallest() : 0;
+      if (selector_.draw(count, anchors.get(), masses.get())) return static_cast<int64_t>(number);
+      left = selector_.num_left();
+      return std::nullopt;
+    });
+    if (arrays.is_none()) return nb::int_(left);
     if (beta) write_weights(arrays, masses.get(), count, smallest, *beta);
     return arrays;
   }
@@ -119,35 +103,17 @@ class Reader {
     const auto count = static_cast<uint64_t>(PyArray_SIZE(array));
     const auto* id = static_cast<const int64_t*>(PyArray_DATA(array));
     const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
-    uint64_t found = 0, steps = spec_.rule.length;
-    const auto find = [&] {
-      for (found = 0; found < count; ++found) {
+    uint64_t found = 0;
+    nb::object arrays = make_batch(count, false, out, anchors.get(), [&]() -> std::optional<int64_t> {
+      for (; found < count; ++found) {
         const auto anchor = core_.arena().find(id[found]);
-        if (!anchor) return false;
+        if (!anchor) return std::nullopt;
         anchors[found] = *anchor;
       }
-      return true;
-    };
-    nb::object arrays;
-    if (is_episodic()) {
-      // An episode may go on between the two calls; it is read as long as it was at first.
-      without_gil([&] {
-        const std::lock_guard guard(mutex());
-        if (find()) steps = sequences_->steps(core_.arena(), anchors.get(), count);
-      });
-      if (found < count) return nb::int_(found);
-      arrays = ArrayPool(make_types(steps), static_cast<npy_intp>(count)).tuple(false);
-    } else {
-      arrays = batch(count, false, out);
-    }
-    const BatchArrays to = addresses(arrays);
-    without_gil([&] {
-      const std::lock_guard guard(mutex());
-      if (!find()) return;
       if (number >= 0) selector_.sync();  // relabelling asks it where episodes end
-      assemble(anchors.get(), count, steps, to, number);
+      return number;
     });
-    return found == count ? arrays : nb::object(nb::int_(found));
+    return arrays.is_none() ? nb::object(nb::int_(found)) : arrays;
   }
 
   // Raw priorities float64 [count], or [count, steps] of each step of sequences, for these ids. Returns how many ids
@@ -264,12 +230,9 @@ class Reader {
     return types;
   }
 
-  // Where the arrays of a tuple lie; those of goals in goals_of.
-  BatchArrays addresses(nb::handle arrays) const {
-    size_t at = 0;
-    const auto next = [&] {
-      return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), at++)));
-    };
+  // Where the arrays of a batch lie, which `next` gives in their order.
+  template <typename Next>
+  BatchArrays addresses(Next next) const {
     BatchArrays to{};
     for (size_t i = 0; i < core_.obs_types().size(); ++i) to.obs.push_back(next());
     for (size_t i = 0; i < core_.rest_types().size(); ++i) to.rest.push_back(next());
@@ -302,13 +265,61 @@ class Reader {
     if (relabeler_) relabeler_->relabel(arena, chosen, anchors, count, to);
   }
 
-  bool still_there(Anchor* anchors, uint64_t count) const {
-    for (uint64_t i = 0; i < count; ++i) {
-      const auto anchor = core_.arena().find(anchors[i].id);
-      if (!anchor) return false;
-      anchors[i] = *anchor;
+  // A batch of the anchors that `choose` writes under the lock; it returns the number for relabelling, or nothing, and
+  // then there is no batch: None.
+  template <typename Choose>
+  nb::object make_batch(uint64_t count, bool weighted, nb::handle out, const Anchor* anchors, Choose choose) {
+    if (is_episodic()) return make_episodes(count, weighted, anchors, choose);
+    nb::object arrays = batch(count, weighted, out);
+    size_t at = 0;
+    const BatchArrays to = addresses(
+        [&] { return PyArray_BYTES(reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(arrays.ptr(), at++))); });
+    std::optional<int64_t> number;
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      number = choose();
+      if (number) assemble(anchors, count, spec_.rule.length, to, *number);
+    });
+    return number ? arrays : nb::none();
+  }
+
+  // The same for whole episodes. How long they are is known under the lock alone, where no array can be made: the batch
+  // is written to plain memory, which arrays are then made of.
+  template <typename Choose>
+  nb::object make_episodes(uint64_t count, bool weighted, const Anchor* anchors, Choose choose) {
+    struct Free {
+      void operator()(char* memory) const { std::free(memory); }
+    };
+    std::vector<std::unique_ptr<char, Free>> memory;
+    uint64_t steps = 0;
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      const std::optional<int64_t> number = choose();
+      if (!number) return;
+      steps = sequences_->steps(core_.arena(), anchors, count);
+      size_t at = 0;
+      const BatchArrays to = addresses([&] {
+        const uint64_t bytes = count * (step_bytes_[at].first + step_bytes_[at].second * (steps - 1));
+        auto* start = static_cast<char*>(std::malloc(std::max<uint64_t>(bytes, 1)));
+        if (!start) throw std::bad_alloc();
+        memory.emplace_back(start);
+        ++at;
+        return start;
+      });
+      assemble(anchors, count, steps, to, *number);
+    });
+    if (memory.empty()) return nb::none();
+    const std::vector<ValueType> types = make_types(steps);
+    nb::object arrays = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(types.size() - !weighted)));
+    if (!arrays.is_valid()) throw nb::python_error();
+    for (size_t i = 0; i < memory.size(); ++i) {
+      char* start = memory[i].get();
+      const nb::capsule owner(start, [](void* owned) noexcept { std::free(owned); });
+      memory[i].release();
+      PyTuple_SET_ITEM(arrays.ptr(), i, array_over(types[i], count, start, owner));
     }
-    return true;
+    if (weighted) PyTuple_SET_ITEM(arrays.ptr(), memory.size(), ArrayPool(types, count).make(memory.size()));
+    return arrays;
   }
 
   // (N P(i))^-beta over its largest: Schaul et al. 2016, section 3.4. N and the sum of the masses cancel.
@@ -321,7 +332,11 @@ class Reader {
       return;
     }
     if (!spec_.minima) smallest = *std::min_element(masses, masses + count);
-    for (uint64_t i = 0; i < count; ++i) weight[i] = static_cast<float>(std::pow(smallest / masses[i], beta));
+    // By logarithms, for the quotient of extreme masses is no number; and never 0, which would be no weight.
+    const double least = std::log(smallest);
+    for (uint64_t i = 0; i < count; ++i)
+      weight[i] = std::max(static_cast<float>(std::exp(beta * (least - std::log(masses[i])))),
+                           std::numeric_limits<float>::min());
   }
 
   nb::object batch(uint64_t count, bool weighted, nb::handle out) {
@@ -375,7 +390,8 @@ class Reader {
   std::optional<TransitionView> transitions_;
   std::optional<SequenceView> sequences_;
   std::optional<Relabeler> relabeler_;
-  std::vector<ValueType> types_;
+  std::vector<ValueType> types_;                           // of the arrays of a batch; not of whole episodes, where
+  std::vector<std::pair<uint64_t, uint64_t>> step_bytes_;  // a row takes so much for the first step, so much for others
   std::list<std::shared_ptr<ArrayPool>> pools_;
 };
 

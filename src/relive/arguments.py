@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from relive.errors import ConfigError, SchemaError
-from relive.fitting import as_array
+from relive.fitting import are_magnitudes, as_array, on_cpu
 from relive.schema import Schema, flatten, leaves
 
 
@@ -58,9 +58,9 @@ def check_priority(priority: ArrayLike, count: int, *, many: bool) -> NDArray[np
     Raises:
         SchemaError: other shapes, NaN, infinite or negative values.
     """
-    raw = as_array(priority, "priority", "a number")
+    raw = as_array(on_cpu(priority), "priority", "a number")
     shapes = ((), (count,)) if many else ((),)
-    if raw.shape not in shapes or raw.dtype.kind not in "fiu" or not np.isfinite(raw).all() or (raw < 0).any():
+    if raw.shape not in shapes or not are_magnitudes(raw):
         one = "a finite number of at least 0"
         raise SchemaError(f"priority: expected {one}{f', or {count} of them' if many else ''}, got {priority!r}.")
     return np.require(np.broadcast_to(raw, count), np.float64, ["C"])

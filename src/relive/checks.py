@@ -46,5 +46,5 @@ def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     Raises:
         ConfigError: it is none of the choices.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{owner}: expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -28,7 +28,7 @@ def check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn | Sampler]:
         raise ConfigError(f"view: expected Transitions, Sequences or Hindsight, got {view!r}.")
     if isinstance(sampler, type):
         raise ConfigError(
-            f"sampler: expected a value, got the class {sampler.__name__}. Call it: {sampler.__name__}()."
+            f"sampler: expected a sampler, got the class {sampler.__name__}. Call it: {sampler.__name__}()."
         )
     if not isinstance(sampler, BuiltIn | Sampler):
         raise ConfigError(f"sampler: expected a sampler, or an object with draw(ids, n, rng), got {sampler!r}.")

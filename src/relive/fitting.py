@@ -34,6 +34,15 @@ def on_cpu(values: Any) -> Any:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
+def are_magnitudes(values: NDArray[Any]) -> bool:
+    """True for numbers that float64 can hold, finite and at least 0."""
+    if values.dtype.kind not in "fiu":
+        return False
+    with np.errstate(over="ignore"):
+        held = values.astype(np.float64, copy=False)
+    return bool((np.isfinite(held) & (held >= 0)).all())
+
+
 def as_array(value: Any, name: str, expected: object) -> NDArray[Any]:
     """The value as an array of whatever dtype and shape.
 

@@ -91,6 +91,9 @@ class Batches(Iterator[Batch]):
             worker = self._worker or self._start()
             if self._closed.is_set():  # since, by a thread that saw no worker
                 worker.stop()
+            # Room first: an interrupt (Ctrl-C) between the two lines costs a batch more ahead, not one that never
+            # comes.
+            worker.room.put(None)
             item = worker.drawn.get()
             if isinstance(item, BaseException):
                 self._drop()  # its thread has ended; the next call starts another
@@ -101,7 +104,6 @@ class Batches(Iterator[Batch]):
             if item is None or self._closed.is_set():
                 worker.drawn.put(None)
                 raise StopIteration
-            worker.room.put(None)
             return _handed_over(item)
 
     def close(self) -> None:
@@ -129,12 +131,14 @@ class Batches(Iterator[Batch]):
         return f"Batches(prefetch={self._prefetch}{', closed' if self._closed.is_set() else ''})"
 
     def _start(self) -> _Worker:
-        self._worker = worker = _Worker(self._draw, self._prefetch)
+        worker = _Worker(self._draw, self._prefetch)
         self._forgotten = weakref.finalize(self, worker.stop)
         self._forgotten.atexit = False
         try:
-            worker.thread.start()  # only now: a draw may close the iterator
-        except RuntimeError:  # no more threads
+            self._worker = worker  # before the thread: a draw may close the iterator
+            worker.thread.start()
+        except BaseException:  # no more threads, or an interrupt
+            worker.stop()
             self._drop()
             raise
         _running.add(worker)

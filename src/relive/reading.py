@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from relive.batch import Batch
 from relive.checks import number
 from relive.engine import check_updates, keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
-from relive.fitting import as_array, on_cpu
+from relive.fitting import are_magnitudes, as_array, on_cpu
 from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
@@ -118,13 +118,13 @@ class Reader:
         if self._custom is None:
             result = self._native.update(wanted, raw)
             if result < 0:
-                worst = raw[-1 - result]
+                place = -1 - result
                 raise SchemaError(
-                    f"abs_td: expected finite numbers of at least 0, got {worst} (at [{-1 - result}]). Nothing changed. "
+                    f"abs_td: expected finite numbers of at least 0, got {raw[place]} (at [{place}]). Nothing changed. "
                     "Pass abs(delta)."
                 )
             return result
-        if not (np.isfinite(raw).all() and (raw >= 0).all()):
+        if not are_magnitudes(raw):
             raise SchemaError("abs_td: expected finite numbers of at least 0, got others. Nothing changed.")
         with self._drawing:
             live = np.isin(wanted, self._native.anchors())
@@ -176,6 +176,9 @@ class Reader:
     def seed(self) -> int:
         """Of this reader's generator."""
         return self._seed
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError("Reader: expected to stay where it is, cannot be copied or pickled. Share the object.")
 
     def __repr__(self) -> str:
         return f"Reader({self._sampler}, {self._view}, seed={self._seed})"
@@ -366,7 +369,8 @@ def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
     if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):
         expected = "(B,)" if steps is None else f"(B,) or (B, {'T' if steps == 'episode' else steps})"
         raise SchemaError(f"abs_td: expected numbers {expected}, got {raw.dtype} {raw.shape}.")
-    return raw.astype(np.float64, order="C")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        return raw.astype(np.float64, order="C")
 
 
 def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:

@@ -65,4 +65,7 @@ def _checked(values: Any, count: int, name: str) -> NDArray[Any]:
             f"reward_fn: expected {name} ({count},), one for each goal, got {array.dtype} {array.shape}. "
             "It is called once with all goals of a batch."
         )
+    with np.errstate(over="ignore"):
+        if (np.isinf(array.astype(np.float32)) & ~np.isinf(array)).any():
+            raise SchemaError(f"reward_fn: expected {name} that float32 can hold, got {array[np.abs(array).argmax()]}.")
     return array

@@ -110,3 +110,64 @@ def test_lanes_that_stand_still_cost_nothing() -> None:
     assert buffer.ids.tolist() == live
     assert buffer.anchors.tolist() == live
     assert buffer.sample(4).ids[:3].tolist() == live[::-1]
+
+
+def test_whole_episodes_beside_a_writer_are_used_up_exactly() -> None:
+    """A draw is delivered or was none, however episodes are evicted meanwhile: no use is lost."""
+    buffer = relive.ReplayBuffer(300, SCHEMA, view=relive.Sequences("episode"), seed=0)
+    reader = buffer.reader(sampler=relive.Uniform(max_uses=1))
+    obs, ends = np.zeros((10, 4), np.float32), np.arange(10) == 9
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            buffer.extend(obs, np.zeros(10, np.int64), np.ones(10), ends, obs + 1)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen: list[int] = []
+    for _ in range(300):
+        try:
+            seen.extend(reader.sample(8).ids.tolist())
+        except relive.NotEnoughDataError:
+            time.sleep(0.001)
+    stop.set()
+    thread.join()
+    assert len(seen) == len(set(seen))
+    whole = set(buffer.anchors.tolist())
+    assert set(reader.anchors.tolist()) == whole - set(seen)
+
+
+def test_weights_of_extreme_priorities_are_numbers_above_zero() -> None:
+    """The quotient of the extremes underflows; their logarithms do not."""
+    buffer = filled(2, sampler=relive.Prioritized(alpha=1, eps=0, normalize="buffer"))
+    buffer.update_priorities([0, 1], [1e-300, 1e270])
+    weight = buffer.sample(4, beta=0.01).weight
+    assert np.allclose(weight, (1e-300**0.01) / (1e270**0.01), rtol=1e-5)
+    assert (buffer.sample(4, beta=1.0).weight > 0).all()
+
+
+def test_an_interrupted_iterator_goes_on() -> None:
+    """Ctrl-C in the midst of next() costs the batch that was taken, not the iterator."""
+    iterator = filled().batches(4, prefetch=1)
+    next(iterator)
+    worker: Any = iterator._worker
+    queue = worker.drawn
+
+    class Interrupted:
+        """Takes a batch, and loses it to an interrupt."""
+
+        put = queue.put
+
+        def get(self) -> None:
+            """As `SimpleQueue.get`."""
+            queue.get(timeout=10)
+            raise KeyboardInterrupt
+
+    worker.drawn = Interrupted()
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+    worker.drawn = queue
+    assert next(iterator).ids.shape == (4,)
+    iterator.close()

@@ -201,7 +201,7 @@ def test_readers_that_make_no_sense():
     for options, piece in (
         ({"view": "n-step"}, r"^view: expected Transitions, Sequences or Hindsight, got 'n-step'"),
         ({"sampler": "uniform"}, r"^sampler: expected a sampler, .*got 'uniform'"),
-        ({"sampler": Uniform}, r"^sampler: expected a sampler, .*got <class"),
+        ({"sampler": Uniform}, r"^sampler: expected a sampler, .*got the class Uniform. Call it"),
         ({"seed": -1}, r"^seed: expected an integer in \[0, 2\^64\)"),
         ({"seed": 1.5}, r"^seed: .*1\.5"),
         ({"view": Hindsight("future", reward_fn=print)}, r"^Hindsight: expected observations with achieved_goal"),
