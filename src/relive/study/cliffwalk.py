@@ -2,8 +2,8 @@
 
 The study of Schaul et al. 2016 (arXiv:1511.05952, section 3.1, appendix B.1). n states in a row, two actions: the
 right one leads to the next state, the wrong one ends the episode; only the right action in the last state is rewarded,
-with 1. Every one of the 2^n sequences of actions was executed once, until it ended: 2^(n+1) - 2 transitions, as often as
-a random policy meets them, one of them rewarded. Q-learning with a table learns from them, one transition an update.
+with 1. Every one of the 2^n sequences of actions was executed once, until it ended: 2^(n+1) - 2 transitions, as often
+as a random policy meets them, one of them rewarded. Q-learning with a table learns from them, one transition an update.
 
 As in the paper: which action is right alternates from state to state; gamma = 1 - 1/n; step size 1/4; converged when
 the mean squared error of all 2n values against the true ones is below 1e-3; no target network, no importance weights.
