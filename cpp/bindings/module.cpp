@@ -77,7 +77,7 @@ NB_MODULE(_core, module) {
                    " | None, number: int) -> " RELIVE_ARRAYS " | int"))
       .def("update", &Reader::update, nb::arg("ids"), nb::arg("raw"),
            nb::sig("def update(self, ids: numpy.typing.NDArray[numpy.int64], "
-                   "raw: numpy.typing.NDArray[numpy.float64]) -> int"))
+                   "raw: numpy.typing.NDArray[numpy.floating[typing.Any]]) -> int"))
       .def("anchors", &Reader::anchors, nb::sig("def anchors(self) -> numpy.typing.NDArray[numpy.int64]"))
       .def("advance", &Reader::advance)
       .def_prop_ro("epochs", &Reader::epochs);

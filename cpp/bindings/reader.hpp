@@ -116,14 +116,20 @@ class Reader {
     return arrays.is_none() ? nb::object(nb::int_(found)) : arrays;
   }
 
-  // Raw priorities float64 [count], or [count, steps] of each step of sequences, for these ids. Returns how many ids
-  // are live anchors, or -1 - i where number i is not finite or negative; then nothing changes.
+  // Raw priorities, float64 or float32, [count], or [count, steps] of each step of sequences, for these ids. Returns
+  // how many ids are live anchors, or -1 - i where number i is not finite or negative; then nothing changes.
   int64_t update(nb::handle ids, nb::handle raw) {
     auto* id_values = reinterpret_cast<PyArrayObject*>(ids.ptr());
     auto* raw_values = reinterpret_cast<PyArrayObject*>(raw.ptr());
     const auto count = static_cast<uint64_t>(PyArray_SIZE(id_values));
     const auto* id = static_cast<const int64_t*>(PyArray_DATA(id_values));
     const auto* value = static_cast<const double*>(PyArray_DATA(raw_values));
+    std::vector<double> widened;
+    if (PyArray_TYPE(raw_values) == NPY_FLOAT32) {  // what learners have
+      const auto* narrow = static_cast<const float*>(PyArray_DATA(raw_values));
+      widened.assign(narrow, narrow + PyArray_SIZE(raw_values));
+      value = widened.data();
+    }
     const bool combine = PyArray_NDIM(raw_values) == 2;
     const uint64_t steps = combine ? static_cast<uint64_t>(PyArray_DIM(raw_values, 1)) : 1;
     int64_t result = 0;
@@ -332,11 +338,17 @@ class Reader {
       return;
     }
     if (!spec_.minima) smallest = *std::min_element(masses, masses + count);
-    // By logarithms, for the quotient of extreme masses is no number; and never 0, which would be no weight.
+    const auto exponent = static_cast<float>(beta);
     const double least = std::log(smallest);
-    for (uint64_t i = 0; i < count; ++i)
-      weight[i] = std::max(static_cast<float>(std::exp(beta * (least - std::log(masses[i])))),
-                           std::numeric_limits<float>::min());
+    for (uint64_t i = 0; i < count; ++i) {
+      // In float32, as the weight is, which takes a third of the time; where the quotient is too small for that, by
+      // logarithms. Never 0, which would be no weight.
+      const double quotient = smallest / masses[i];
+      const float power = quotient > std::numeric_limits<float>::min()
+                              ? std::pow(static_cast<float>(quotient), exponent)
+                              : static_cast<float>(std::exp(beta * (least - std::log(masses[i]))));
+      weight[i] = std::max(power, std::numeric_limits<float>::min());
+    }
   }
 
   nb::object batch(uint64_t count, bool weighted, nb::handle out) {

@@ -91,7 +91,7 @@ class Arena {
   std::optional<Anchor> find(int64_t id) const {
     if (id < 0) return std::nullopt;
     const uint64_t lanes = layout_->spec.lanes;
-    const uint64_t time = static_cast<uint64_t>(id) / lanes;
+    const uint64_t time = lanes == 1 ? static_cast<uint64_t>(id) : static_cast<uint64_t>(id) / lanes;  // it is slow
     const uint64_t lane = static_cast<uint64_t>(id) - time * lanes;
     const LaneHeader& state = this->lane(lane);
     if (time < state.begin || time >= state.head) return std::nullopt;

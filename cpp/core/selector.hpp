@@ -147,7 +147,9 @@ class Selector {
       ++live;
       const double value = priority(raw[i]);
       header().largest = std::max(header().largest, value);
-      if (!spec_.max_uses || uses(anchor->row) < spec_.max_uses) changes.add(anchor->row, value);
+      if (spec_.max_uses && uses(anchor->row) == spec_.max_uses) continue;
+      prefetch_mass(anchor->row);  // arrives while the powers of the others are computed
+      changes.add(anchor->row, value);
     }
     return live;
   }
@@ -230,6 +232,9 @@ class Selector {
     if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->mass(row);
     if (const auto* heap = std::get_if<RankHeap>(&masses_)) return heap->mass(row);
     return 1.0;
+  }
+  RELIVE_INLINE void prefetch_mass(uint64_t row) const {
+    if (const auto* tree = std::get_if<SumTree>(&masses_)) tree->prefetch_mass(row);
   }
   double total() const {
     if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->total();
@@ -361,12 +366,18 @@ class Selector {
     return done;
   }
 
-  uint64_t random() {  // the next 64 bits of this batch
-    if (stream_[1] % 2 == 0) pair_ = philox2x64({stream_[0], stream_[1] / 2}, header().seed);
-    return pair_[stream_[1]++ % 2];
+  // Writes the next `count` numbers of this batch, uniform in [0, 1), to targets_. Blocks of random bits are computed
+  // side by side; half a block that is left over is not used.
+  void draw_fractions(uint64_t count) {
+    targets_.resize(count);
+    for (uint64_t i = 0; i < count; i += 2 * kAhead, stream_[1] += kAhead) {
+      std::array<std::array<uint64_t, 2>, kAhead> blocks;
+      for (uint64_t block = 0; block < kAhead; ++block)
+        blocks[block] = philox2x64({stream_[0], stream_[1] + block}, header().seed);
+      for (uint64_t j = i; j < std::min(count, i + 2 * kAhead); ++j)
+        targets_[j] = static_cast<double>(blocks[(j - i) / 2][(j - i) % 2] >> 11) * 0x1p-53;
+    }
   }
-  // Uniform in [0, 1).
-  double fraction() { return static_cast<double>(random() >> 11) * 0x1p-53; }
 
   void draw_some(uint64_t count, Anchor* anchors, double* masses) {
     if (spec_.draw == Draw::kShuffled) {
@@ -383,17 +394,16 @@ class Selector {
   // Draws in proportion to the masses: one from each of `count` equal parts of their sum where there are priorities
   // (Schaul et al. 2016, appendix B.2.1), else independently.
   void draw_masses(uint64_t count, Anchor* anchors, double* masses) {
-    targets_.resize(count);
+    draw_fractions(count);
     rows_.resize(count);
     if (spec_.draw == Draw::kRecent) {
       aim_recent();
     } else {
       const double sum = total(), last = std::nextafter(sum, 0.0);
-      for (uint64_t i = 0; i < count; ++i) {
-        const double at =
-            spec_.keeps_priorities() ? (static_cast<double>(i) + fraction()) / static_cast<double>(count) : fraction();
-        targets_[i] = std::min(at * sum, last);
-      }
+      const double width = spec_.keeps_priorities() ? sum / static_cast<double>(count) : sum;
+      const double step = spec_.keeps_priorities() ? 1.0 : 0.0;
+      for (uint64_t i = 0; i < count; ++i)
+        targets_[i] = std::min((step * static_cast<double>(i) + targets_[i]) * width, last);
     }
     if (const auto* tree = std::get_if<SumTree>(&masses_)) tree->find(targets_.data(), count, rows_.data());
     if (const auto* heap = std::get_if<RankHeap>(&masses_)) heap->find(targets_.data(), count, rows_.data());
@@ -440,7 +450,7 @@ class Selector {
     }
     for (double& target : targets_) {
       // Masses are ones: sums and differences of whole numbers below 2^53 are exact.
-      const double at = std::min(fraction() * sum, std::nextafter(sum, 0.0));
+      const double at = std::min(target * sum, std::nextafter(sum, 0.0));
       const auto inside = [at](const Stretch& stretch) { return stretch.end <= at; };
       const auto found = std::find_if_not(stretches.begin(), stretches.end(), inside);
       target = found->start + (at - (found == stretches.begin() ? 0.0 : (found - 1)->end));
@@ -492,8 +502,8 @@ class Selector {
   char* memory_;
   Places places_;
   std::variant<std::monostate, SumTree, RankHeap> masses_;
-  std::array<uint64_t, 2> stream_{}, pair_{};  // batch, and numbers drawn for it
-  std::vector<double> targets_;                // kept for their memory
+  std::array<uint64_t, 2> stream_{};  // batch, and blocks of random bits drawn for it
+  std::vector<double> targets_;       // kept for their memory
   std::vector<uint64_t> rows_;
 };
 

@@ -87,7 +87,7 @@ class SequenceView {
   // Where an episode starts the recurrent state is known: nothing to burn in, and all of it to learn from.
   uint64_t first_to_learn(uint32_t at) const { return at == 0 ? 0 : burn_in_; }
 
-  // Walks the steps of a window and writes what is a number, padding included. Meanwhile fetches the records of the
+  // Finds the steps of a window and writes what is a number, padding included. Meanwhile fetches the records of the
   // window to come.
   Window follow(const Arena& arena, const Anchor& anchor, const Anchor* upcoming, uint64_t i, uint64_t steps,
                 const BatchArrays& out) const {
@@ -95,25 +95,30 @@ class SequenceView {
     uint8_t *const terminated = out.terminated + i * steps, *const truncated = out.truncated + i * steps;
     uint8_t *const mask = out.mask + i * steps, *const loss_mask = out.loss_mask + i * steps;
     const float gamma = gamma_;
-    const uint64_t record_bytes = layout_.record_bytes;
-    const char* fetch = upcoming ? arena.record(upcoming->row) : nullptr;
-    Window window{anchor.lane_base, anchor.row, 0, anchor.row, 0, position(arena.words(anchor.row)), 0, 0};
-    for (uint64_t row = anchor.row;; row = window.next) {
-      const Words words = arena.words(row);
-      const uint64_t step = window.steps++;
-      if (fetch) prefetch(fetch + step * record_bytes, record_bytes);  // past the lane's end: harmless
+    const uint64_t stride = layout_.record_bytes;
+    const uint64_t real = reaches(arena, anchor, steps - 1) ? steps : std::min(steps, steps_after(arena, anchor) + 1);
+    const uint64_t straight = std::min(real, anchor.lane_base + layout_.rows - anchor.row);
+    const char* fetch = arena.record(upcoming ? upcoming->row : anchor.row);
+    for (uint64_t step = 0; step < real; ++step, fetch += stride) {
+      const Words& words = arena.words(step < straight ? anchor.row + step : anchor.lane_base + step - straight);
+      prefetch(fetch, stride);  // past the lane's end: harmless
       reward[step] = words.reward;
       const bool ends = words.step & kTerminated;
       terminated[step] = ends;
       truncated[step] = (words.step & kTruncated) != 0;
       discount[step] = ends ? 0.0f : gamma;
-      window.last = row;
-      window.next = arena.after(row, anchor.lane_base);
-      window.final = words.final;
-      window.last_at = position(words);
-      if (window.steps == steps || is_last(words, window.next, anchor.head_row)) break;
     }
-    const uint64_t real = window.steps, first = std::min(first_to_learn(window.at), real);
+    const uint64_t last = real > straight ? anchor.lane_base + real - straight - 1 : anchor.row + real - 1;
+    const Words end = arena.words(last);
+    const Window window{anchor.lane_base,
+                        anchor.row,
+                        real,
+                        last,
+                        arena.after(last, anchor.lane_base),
+                        position(arena.words(anchor.row)),
+                        position(end),
+                        end.final};
+    const uint64_t first = std::min(first_to_learn(window.at), real);
     std::fill(reward + real, reward + steps, 0.0f);
     std::fill(discount + real, discount + steps, 0.0f);
     std::fill(terminated + real, terminated + steps, uint8_t{0});

@@ -47,6 +47,7 @@ class SumTree {
   }
 
   double mass(uint64_t leaf) const { return sums_[0][leaf]; }
+  RELIVE_INLINE void prefetch_mass(uint64_t leaf) const { __builtin_prefetch(sums_[0] + leaf, 1); }
   double total() const { return sum(sums_[top_]); }
   // The least mass above zero, 0 if there is none. Only with minima.
   double smallest() const { return least(minima_[top_]); }

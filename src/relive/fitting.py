@@ -30,7 +30,10 @@ def on_cpu(values: Any) -> Any:
     """Values as NumPy takes them; tensors may be on another device, part of a graph, or of a dtype it has not."""
     if not hasattr(values, "detach"):
         return values
-    tensor = values.detach().cpu()
+    try:
+        return values.numpy()  # nearly always; what follows costs more than a small update
+    except (TypeError, RuntimeError):
+        tensor = values.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 

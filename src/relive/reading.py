@@ -128,7 +128,8 @@ class Reader:
             raise SchemaError("abs_td: expected finite numbers of at least 0, got others. Nothing changed.")
         with self._drawing:
             live = np.isin(wanted, self._native.anchors())
-            self._custom.update_priorities(wanted[live], raw[live])  # type: ignore[attr-defined]
+            raw = raw[live].astype(np.float64, copy=False)
+            self._custom.update_priorities(wanted[live], raw)  # type: ignore[attr-defined]
         return int(live.sum())
 
     def batches(
@@ -351,19 +352,21 @@ def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:
 
 
 def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
-    if _is_plain(ids, np.int64):
-        return ids
-    wanted = as_array(on_cpu(ids), "ids", "int64 (B,)")
+    wanted = on_cpu(ids)
+    if _is_plain(wanted, np.int64):
+        return wanted
+    wanted = as_array(wanted, "ids", "int64 (B,)")
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
     return wanted.astype(np.int64, order="C")
 
 
-def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[np.float64]:
-    """|delta| as float64 [B], or [B, T] under sequences."""
-    if _is_plain(abs_td, np.float64):
-        return abs_td
-    raw = as_array(on_cpu(abs_td), "abs_td", "float64 (B,)")
+def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[Any]:
+    """|delta| as float64 or float32 [B], or [B, T] under sequences."""
+    raw = on_cpu(abs_td)
+    if _is_plain(raw, np.float32) or _is_plain(raw, np.float64):
+        return raw
+    raw = as_array(raw, "abs_td", "float64 (B,)")
     steps = view.length if isinstance(view, Sequences) else None
     per_step = raw.ndim == 2 and steps is not None and steps in ("episode", raw.shape[1])
     if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):
