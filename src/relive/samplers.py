@@ -149,7 +149,8 @@ class Shuffled:
 
     New anchors join the next epoch. A batch may span two epochs. One that became an anchor during the epoch, of a
     transition that was there when it began, comes once in this epoch or in the next. The order is a keyed permutation,
-    computed as it is walked: an epoch costs no memory and no shuffling.
+    computed as it is walked: an epoch costs no memory and no shuffling. It is walked over all transitions, and those
+    that are no anchors are passed over: where few are (whole episodes, nearly all used up), a batch takes as long.
 
     Attributes:
         newest: see `Uniform`; they come beside the epoch's own.
