@@ -1,7 +1,7 @@
 """Hindsight experience replay on BitFlip: without it DQN learns nothing once there are more than a few bits.
 
 python examples/hindsight_bitflip.py --bits 8 13          two sizes, with and without hindsight
-python examples/hindsight_bitflip.py --plot bitflip.png   8, 13, 20 and 30 bits, and a figure: five minutes
+python examples/hindsight_bitflip.py --plot bitflip.png   8, 13, 20 and 30 bits, and a figure: three minutes
 
 n bits, a goal of n bits, each action flips one. The reward is -1 until the bits equal the goal, and an episode has n
 steps: with 30 bits a random policy meets a reward once in tens of millions of episodes. Hindsight learns from failures:

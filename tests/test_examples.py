@@ -68,12 +68,12 @@ def test_the_recurrent_learner_runs_and_says_so(capsys: pytest.CaptureFixture[st
     example.main(dataclasses.replace(settings, eval_every=400, eval_episodes=2, hidden=8, batch_size=8))
     out = capsys.readouterr().out
     assert "step     800" in out
-    assert "greedy return after" in out
+    assert "greedy return before" in out
 
 
 @pytest.mark.slow
 def test_the_recurrent_learner_needs_its_memory() -> None:
-    """Without memory about 45, over all seeds tried; with it 285 and more."""
+    """Without memory about 45; with it 285 and more, of three seeds."""
     example = load("recurrent_q")
     _, without = example.main(example.parse(["--forget", "--steps", "6000"]))
     _, with_memory = example.main(example.parse([]))
@@ -132,15 +132,14 @@ def test_bitflip_ends_where_the_goal_is_reached_or_after_n_steps() -> None:
         assert truncated.tolist() == [step == 2] * 2
 
 
-def test_offline_data_is_half_of_the_batches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_offline_mixture_runs_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("offline_mixture")
-    results = example.main(["--steps", "400", "--offline-steps", "2000"])
+    results = example.main(["--steps", "1400", "--offline-steps", "2000", "--seeds", "1"])
     assert {name: returns.shape for name, returns in results.items()} == {
         "online alone": (1, 5),
         "half offline": (1, 5),
     }
-    assert not np.array_equal(*results.values())
-    assert "greedy return" in capsys.readouterr().out
+    assert "2,000 steps of a controller whose mean return is -1" in capsys.readouterr().out  # -200 if it never arrived
 
 
 @pytest.mark.parametrize("name", ["dqn_single_file", "recurrent_q", "hindsight_bitflip", "offline_mixture"])
