@@ -229,8 +229,8 @@ class Reader {
       const std::vector<npy_intp> shape(goal.shape().begin() + (layout_.spec.stacked > 1), goal.shape().end());
       number(NPY_INT64, 0);
       number(NPY_INT64, 3);
-      add(goal.descr(), shape, n_);
-      add(goal.descr(), shape, n_);
+      add(goal.descr(), shape, n_ > 1 ? n_ : 0);
+      add(goal.descr(), shape, n_ > 1 ? n_ : 0);
     }
     number(NPY_FLOAT32, 0);
     return types;

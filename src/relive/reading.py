@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, NoReturn, TypeGuard
 
 import numpy as np
@@ -57,7 +60,8 @@ class Reader:
         self._trees = _trees(schema, view)
         names = [name for name, tree in self._trees.items() for _ in leaves(tree, name)]
         self._shown = len(names)  # native arrays that are fields of a batch
-        self._places = {name: names.index(name) for name in ("reward", "terminated", "discount")}
+        self._numbers = itemgetter(*map(names.index, ("reward", "terminated", "discount")))
+        self._makers = _makers(self._trees)
         flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field) and isinstance(view, Transitions)
         # Batches of these are made without looking at trees; a weight is last, and there or not.
         self._names = (*self._trees, "weight") if flat and not self._relabels else None
@@ -218,32 +222,22 @@ class Reader:
                 arrays = self._to_torch(arrays, device)
             return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
         if self._relabels:
-            self._relabel(arrays, arrays[self._shown : self._shown + 3])
+            assert isinstance(self._view, Transitions)
+            table, achieved, desired = arrays[self._shown : self._shown + 3]
+            relabel(self._numbers(arrays), table, achieved, desired, self._view)
             arrays = arrays[: self._shown] + arrays[self._shown + 3 :]
         if out is not None:
             return out
         if output == "torch":
             arrays = self._to_torch(arrays, device)
-        fields = self._fields(arrays)
+        fields = {name: make(arrays) for name, make in self._makers}
+        if len(arrays) > self._shown:
+            fields["weight"] = arrays[-1]
         if isinstance(self._view, Sequences):
             obs = map_tree(lambda leaf: leaf[:, :-1], fields["all_obs"])
             next_obs = map_tree(lambda leaf: leaf[:, 1:], fields["all_obs"])
             fields = {"obs": obs, "next_obs": next_obs, **fields}
         return Batch(fields)
-
-    def _fields(self, arrays: tuple[Any, ...]) -> dict[str, Any]:
-        values = iter(arrays)
-        fields = {name: unflatten(tree, values) for name, tree in self._trees.items()}
-        fields.update(zip(("weight",), values, strict=False))
-        return fields
-
-    def _relabel(self, arrays: tuple[Any, ...], hidden: tuple[Any, ...]) -> None:
-        """Rewards for the goals of hindsight."""
-        assert isinstance(self._view, Transitions)
-        table, achieved, desired = hidden
-        shape = achieved.shape[2:]
-        numbers = {name: arrays[place] for name, place in self._places.items()}
-        relabel(numbers, table, achieved.reshape(-1, *shape), desired.reshape(-1, *shape), self._view)
 
     def _memory_of(self, out: Batch | None, output: Output, device: Any, beta: float | None) -> tuple[Any, ...] | None:
         """The arrays of a batch to write to, in the native order; None where there is no such batch."""
@@ -299,7 +293,7 @@ class Reader:
         assert isinstance(self._view, Transitions) and isinstance(self._schema.obs, dict)
         goal = self._schema.obs["achieved_goal"]
         assert isinstance(goal, Field)
-        shape = n, self._view.n, *(goal.shape[1:] if self._schema.stacked > 1 else goal.shape)
+        shape = n, *(() if self._view.n == 1 else (self._view.n,)), *goal.shape[self._schema.stacked > 1 :]
         return np.empty((n, 3), np.int64), np.empty(shape, goal.dtype), np.empty(shape, goal.dtype)
 
     def _bad_out(self, error: IndexError) -> ConfigError:
@@ -344,6 +338,24 @@ def _trees(schema: Schema, view: View) -> dict[str, Tree]:
     goal: dict[str, Tree] = {} if view.relabel is None else {"goal_ids": _ID}
     head = {"obs": schema.obs, "action": schema.action, **schema.extras}
     return {**head, **numbers, "next_obs": schema.obs, "discount": REWARD, "ids": _ID, **goal}
+
+
+def _makers(trees: dict[str, Tree]) -> list[tuple[str, Callable[[tuple[Any, ...]], Any]]]:
+    """For each field, how it is made of the native arrays."""
+    makers: list[tuple[str, Callable[[tuple[Any, ...]], Any]]] = []
+    start = 0
+    for name, tree in trees.items():
+        end = start + len(list(leaves(tree, name)))
+        if isinstance(tree, Field):
+            makers.append((name, itemgetter(start)))
+        else:
+            makers.append((name, partial(_unflatten_part, tree, slice(start, end))))
+        start = end
+    return makers
+
+
+def _unflatten_part(tree: Tree, part: slice, arrays: tuple[Any, ...]) -> Any:
+    return unflatten(tree, iter(arrays[part]))
 
 
 def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:

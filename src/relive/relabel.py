@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from relive.errors import SchemaError
 from relive.fitting import as_array, on_cpu
 from relive.views import Transitions
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def relabel(
-    fields: dict[str, Any],
+    fields: Sequence[NDArray[Any]],
     table: NDArray[np.int64],
     achieved: NDArray[Any],
     desired: NDArray[Any],
@@ -22,10 +25,11 @@ def relabel(
     """Computes reward, terminated and discount anew, in place, for the rows whose goal is another.
 
     Args:
-        fields: of the batch; the desired goals are replaced already.
+        fields: reward, terminated and discount of the batch.
         table: int64 [B, 3], of each relabelled row its number and the steps of its window; table[0, 2] is how many
             there are.
-        achieved: goals achieved after each step of the relabelled windows, closely one after another.
+        achieved: goals achieved after each step of the relabelled windows, closely one after another; [B, *shape], or
+            [B, n, *shape] for n > 1.
         desired: the goal of each of those steps.
         view: with the reward function, n and gamma.
 
@@ -36,8 +40,11 @@ def relabel(
     count = int(table[0, 2])
     if count == 0:
         return
-    rows, lengths = table[:count, 0], table[:count, 1]
-    total = count if view.n == 1 else int(lengths.sum())
+    rows, total = table[:count, 0], count
+    if view.n > 1:
+        lengths = table[:count, 1]
+        total = int(lengths.sum())
+        achieved, desired = (goals.reshape(-1, *goals.shape[2:]) for goals in (achieved, desired))
     answer = view.relabel.reward_fn(achieved[:total], desired[:total])
     reward, terminated = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
     reward = _checked(reward, total, "reward")
@@ -52,10 +59,11 @@ def relabel(
             rewards[np.cumsum(each, axis=1) > each] = 0  # after the first termination
             ends = each.any(axis=1)
         reward = rewards @ view.gamma ** np.arange(view.n)
-    fields["reward"][rows] = reward
+    rewarded, ended, discount = fields
+    rewarded[rows] = reward
     if ends is not None:
-        fields["terminated"][rows] = ends
-        fields["discount"][rows] = np.where(ends, 0.0, view.gamma**lengths)
+        ended[rows] = ends
+        discount[rows] = np.where(ends, 0.0, view.gamma ** table[:count, 1])
 
 
 def _checked(values: Any, count: int, name: str) -> NDArray[Any]:
@@ -65,7 +73,8 @@ def _checked(values: Any, count: int, name: str) -> NDArray[Any]:
             f"reward_fn: expected {name} ({count},), one for each goal, got {array.dtype} {array.shape}. "
             "It is called once with all goals of a batch."
         )
-    with np.errstate(over="ignore"):
-        if (np.isinf(array.astype(np.float32)) & ~np.isinf(array)).any():
-            raise SchemaError(f"reward_fn: expected {name} that float32 can hold, got {array[np.abs(array).argmax()]}.")
+    if array.dtype.itemsize > 4 and not -_LARGEST <= array.min() <= array.max() <= _LARGEST:
+        large = array[np.isfinite(array) & (np.abs(array) > _LARGEST)]
+        if len(large):
+            raise SchemaError(f"reward_fn: expected {name} that float32 can hold, got {large[0]}.")
     return array
