@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from relive.arguments import as_ids
 from relive.batch import Batch
 from relive.errors import ConfigError, NotEnoughDataError, ReplayError, SchemaError, StaleIdError
 from relive.fitting import as_array, on_cpu
@@ -155,7 +156,7 @@ class Mixture:
             StaleIdError: an id was overwritten, cleared or never given out; the message names the part, and the id and
                 row there.
         """
-        wanted = _ids(ids)
+        wanted = as_ids(ids)
         self._check_output(output, device)
         rows = self._rows(wanted)
         if sum(map(len, rows)) != len(wanted):
@@ -186,7 +187,7 @@ class Mixture:
             SchemaError: values that are no such numbers; then no part has changed.
             ConfigError: no part keeps priorities.
         """
-        wanted = _ids(ids)
+        wanted = as_ids(ids)
         errors = _errors(abs_td, len(wanted))
         rows = self._rows(wanted)
         live, keeps_none = 0, 0
@@ -219,7 +220,7 @@ class Mixture:
 
     def part_of(self, ids: ArrayLike) -> NDArray[np.int64]:
         """The number of the part that each of these ids of the mixture belongs to: int64 [B]."""
-        return _ids(ids) // _STRIDE - 1
+        return as_ids(ids) // _STRIDE - 1
 
     def __len__(self) -> int:
         """Live transitions of all parts."""
@@ -358,13 +359,6 @@ def _size(n: Any) -> int:
     if not 1 <= size < 2**40:
         raise ConfigError(f"sample: expected a batch size of at least 1 that fits in memory, got {n!r}.")
     return size
-
-
-def _ids(ids: Any) -> NDArray[np.int64]:
-    wanted = as_array(on_cpu(ids), "ids", "int64 (B,)")
-    if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-        raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-    return wanted.astype(np.int64, copy=False)
 
 
 def _errors(abs_td: Any, count: int) -> NDArray[Any]:

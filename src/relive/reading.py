@@ -6,18 +6,19 @@ import operator
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, NoReturn, TypeGuard
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from relive._core import Core
 from relive._core import Reader as Native
+from relive.arguments import as_errors, as_ids, drawn
 from relive.batch import Batch
 from relive.checks import number
 from relive.engine import check_updates, keeps_priorities, options
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
-from relive.fitting import are_magnitudes, as_array, on_cpu
+from relive.fitting import are_magnitudes
 from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
@@ -55,6 +56,7 @@ class Reader:
         self._custom = None if isinstance(sampler, BuiltIn) else sampler
         self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
         self._drawing = Lock()  # around a user's sampler
+        self._updates = False  # known to have a use for priorities
         self._relabels = isinstance(view, Transitions) and view.relabel is not None
         self._episodic = isinstance(view, Sequences) and view.length == "episode"
         self._trees = _trees(schema, view)
@@ -62,7 +64,7 @@ class Reader:
         self._shown = len(names)  # native arrays that are fields of a batch
         self._numbers = itemgetter(*map(names.index, ("reward", "terminated", "discount")))
         self._makers = _makers(self._trees)
-        flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field) and isinstance(view, Transitions)
+        flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         # Batches of these are made without looking at trees; a weight is last, and there or not.
         self._names = (*self._trees, "weight") if flat and not self._relabels else None
         self._checked: set[Any] = set()  # devices that tensors can go to
@@ -79,7 +81,8 @@ class Reader:
         """Draws a minibatch, see `ReplayBuffer.sample`."""
         if beta is not None:
             beta = number("sample", "beta", beta, 0, np.inf)
-        memory = self._memory_of(out, output, device, beta)
+        plain = output == "numpy" and device is None and out is None  # nearly always
+        memory = None if plain else self._memory_of(out, output, device, beta)
         try:
             size = operator.index(n)
         except TypeError as error:
@@ -101,7 +104,7 @@ class Reader:
 
     def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
         """Assembles the batch of these ids, see `ReplayBuffer.get`."""
-        wanted = _as_ids(ids)
+        wanted = as_ids(ids)
         try:
             arrays = self._native.get(wanted, self._memory_of(out, output, device, None), -1)
         except IndexError as error:
@@ -115,8 +118,10 @@ class Reader:
 
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
         """Gives anchors new priorities, see `ReplayBuffer.update_priorities`."""
-        check_updates(self._sampler)
-        wanted, raw = _as_ids(ids), _as_errors(abs_td, self._view)
+        if not self._updates:
+            check_updates(self._sampler)
+            self._updates = True
+        wanted, raw = as_ids(ids), as_errors(abs_td, self._view)
         if raw.shape[0] != len(wanted):
             raise SchemaError(f"abs_td: expected one for each of {len(wanted)} ids, got {raw.shape}.")
         if self._custom is None:
@@ -198,7 +203,7 @@ class Reader:
                 anchors.flags.writeable = False  # what the sampler answers is compared with it
                 batch_number = self._native.advance()
                 rng = np.random.Generator(np.random.Philox(key=self._seed, counter=batch_number << 64))
-                ids, probability = _drawn(sampler.draw(anchors, n, rng), n, anchors)
+                ids, probability = drawn(sampler.draw(anchors, n, rng), n, anchors)
                 into = memory[:-1] if memory is not None and beta is not None else memory
                 arrays = self._native.get(ids, into, batch_number)
                 if isinstance(arrays, int):
@@ -220,7 +225,11 @@ class Reader:
                 return out
             if output == "torch":
                 arrays = self._to_torch(arrays, device)
-            return Batch(dict(zip(self._names, arrays)))  # noqa: B905 - strict costs more than the rest of this line
+            fields = dict(zip(self._names, arrays))  # noqa: B905 - strict costs more than the rest of this line
+            if isinstance(self._view, Sequences):
+                every = fields["all_obs"]
+                fields = {"obs": every[:, :-1], "next_obs": every[:, 1:], **fields}
+            return Batch(fields)
         if self._relabels:
             assert isinstance(self._view, Transitions)
             table, achieved, desired = arrays[self._shown : self._shown + 3]
@@ -356,57 +365,6 @@ def _makers(trees: dict[str, Tree]) -> list[tuple[str, Callable[[tuple[Any, ...]
 
 def _unflatten_part(tree: Tree, part: slice, arrays: tuple[Any, ...]) -> Any:
     return unflatten(tree, iter(arrays[part]))
-
-
-def _is_plain(values: Any, dtype: type[Any]) -> TypeGuard[NDArray[Any]]:
-    """An array that the core takes as it is: asked first, since converting costs more than a small update."""
-    return type(values) is np.ndarray and values.ndim == 1 and values.dtype == dtype and values.flags.carray
-
-
-def _as_ids(ids: ArrayLike) -> NDArray[np.int64]:
-    wanted = on_cpu(ids)
-    if _is_plain(wanted, np.int64):
-        return wanted
-    wanted = as_array(wanted, "ids", "int64 (B,)")
-    if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-        raise SchemaError(f"ids: expected int64 (B,), got {wanted.dtype} {wanted.shape}.")
-    return wanted.astype(np.int64, order="C")
-
-
-def _as_errors(abs_td: ArrayLike, view: View) -> NDArray[Any]:
-    """|delta| as float64 or float32 [B], or [B, T] under sequences."""
-    raw = on_cpu(abs_td)
-    if _is_plain(raw, np.float32) or _is_plain(raw, np.float64):
-        return raw
-    raw = as_array(raw, "abs_td", "float64 (B,)")
-    steps = view.length if isinstance(view, Sequences) else None
-    per_step = raw.ndim == 2 and steps is not None and steps in ("episode", raw.shape[1])
-    if (raw.ndim != 1 and not per_step) or (raw.dtype.kind not in "fiu" and raw.size):
-        expected = "(B,)" if steps is None else f"(B,) or (B, {'T' if steps == 'episode' else steps})"
-        raise SchemaError(f"abs_td: expected numbers {expected}, got {raw.dtype} {raw.shape}.")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-        return raw.astype(np.float64, order="C")
-
-
-def _drawn(answer: Any, n: int, anchors: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-    """What a user's sampler returned: ids, and probabilities where it gave them."""
-    ids, probability = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
-    ids = as_array(ids, "draw", f"ids int64 ({n},)")
-    if ids.shape != (n,) or ids.dtype.kind not in "iu":
-        raise SchemaError(f"draw: expected ids int64 ({n},), got {ids.dtype} {ids.shape} (the sampler's answer).")
-    strangers = ids[~np.isin(ids, anchors)]
-    if len(strangers):
-        raise SchemaError(f"draw: expected ids of the list it was given, got {strangers[0]} (the sampler's answer).")
-    if probability is not None:
-        probability = as_array(probability, "draw", f"probabilities ({n},)")
-        if (
-            probability.shape != (n,)
-            or probability.dtype.kind not in "fiu"
-            or not (np.isfinite(probability) & (probability > 0)).all()
-        ):
-            raise SchemaError(f"draw: expected probabilities ({n},) above 0, got {probability} (the sampler's answer).")
-        probability = probability.astype(np.float64)
-    return np.require(ids, np.int64, ["C", "ALIGNED"]), probability
 
 
 def _bad_size(n: object, newest: int) -> ConfigError:
