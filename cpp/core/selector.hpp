@@ -1,8 +1,8 @@
 // Which ids: what a sampler keeps about the anchors of a view, and how it draws them.
 //
-// A selector lies in memory of its own beside the arena: header | lanes | uses | episode ends | masses. It follows
-// the arena lazily: every call first looks at what was pushed and evicted since the last one. So a push costs nothing
-// more however many readers a buffer has, and a reader made late catches up. The caller holds the arena's lock.
+// A selector lies in memory of its own beside the arena. It follows the arena lazily: every call first looks at what
+// was pushed and evicted since the last one. So a push costs nothing more however many readers a buffer has, and a
+// reader made late catches up. The caller holds the arena's lock.
 #pragma once
 
 #include <algorithm>
@@ -12,56 +12,17 @@
 #include <variant>
 #include <vector>
 
-#include "anchors.hpp"
 #include "permutation.hpp"
-#include "rank_heap.hpp"
-#include "sum_tree.hpp"
+#include "recent.hpp"
 #include "uniform.hpp"
 
 namespace relive {
-
-enum class Draw : uint32_t { kUniform, kProportional, kRanked, kShuffled, kRecent };
-
-struct SelectorSpec {
-  Draw draw = Draw::kUniform;
-  double alpha = 0, eps = 0;          // of priorities
-  bool minima = false;                // weights are normalised over the buffer
-  double shrink = 1;                  // of recent windows, and
-  uint64_t period = 1, smallest = 1;  // batches and size of the narrowest
-  uint64_t newest = 0;                // anchors that are in every batch
-  uint32_t max_uses = 0;              // 0: no limit
-  AnchorRule rule;
-  bool ends = false;  // keep how far each transition is from the end of its episode
-
-  bool keeps_priorities() const { return draw == Draw::kProportional || draw == Draw::kRanked; }
-  bool keeps_masses() const { return keeps_priorities() || draw == Draw::kRecent || max_uses != 0 || !rule.all(); }
-};
-
-struct SelectorHeader {
-  uint64_t magic, bytes;
-  uint64_t seed;   // of the reader's own generator
-  uint64_t draws;  // batches drawn so far
-  double largest;  // priority of new anchors
-  uint64_t uses_left;
-  uint64_t epoch, epoch_size, epoch_at;  // shuffled: number, transitions when it began, next of its order
-  uint64_t unused[7];
-};
-static_assert(sizeof(SelectorHeader) == 2 * kCacheLine);
-
-// What of a lane was taken into account.
-struct SelectorLane {
-  uint64_t begin, head;
-  uint64_t ended;  // 1: the newest of it was known to end its episode
-  uint64_t epoch_begin, epoch_head;
-  uint64_t unused[3];
-};
-static_assert(sizeof(SelectorLane) == kCacheLine);
 
 class Selector {
  public:
   static constexpr uint64_t kSelectorMagic = 0x31304C4553564C52u;  // "RLVSEL01"
 
-  static uint64_t bytes(const SelectorSpec& spec, const Layout& layout) { return Places(spec, layout).end; }
+  static uint64_t bytes(const SelectorSpec& spec, const Layout& layout) { return SelectorPlaces(spec, layout).end; }
 
   // Attaches to zeroed memory, aligned to a cache line.
   Selector(char* memory, const SelectorSpec& spec, const Arena& arena)
@@ -169,28 +130,6 @@ class Selector {
 
  private:
   static constexpr uint32_t kOpen = UINT32_MAX;
-
-  struct Places {
-    Places(const SelectorSpec& spec, const Layout& layout) {
-      const uint64_t lanes = layout.spec.lanes, rows = lanes * layout.rows;
-      const auto region = [&](uint64_t bytes) {
-        const uint64_t place = end;
-        end = round_up(end + bytes, kCacheLine);
-        return place;
-      };
-      region(sizeof(SelectorHeader));
-      this->lanes = region(lanes * sizeof(SelectorLane));
-      uses = region(spec.max_uses ? rows * sizeof(uint32_t) : 0);
-      ends = region(spec.ends ? rows * sizeof(uint32_t) : 0);
-      end = round_up(end, kPage);
-      if (spec.draw == Draw::kRanked)
-        masses = region(RankHeap::bytes(rows));
-      else if (spec.keeps_masses())
-        masses = region(SumTree::bytes(rows, spec.minima));
-      end = round_up(end, kPage);
-    }
-    uint64_t lanes = 0, uses = 0, ends = 0, masses = 0, end = 0;
-  };
 
   // Changes of masses, written together: a parent is recomputed once for neighbours.
   class Changes {
@@ -397,7 +336,7 @@ class Selector {
     draw_fractions(count);
     rows_.resize(count);
     if (spec_.draw == Draw::kRecent) {
-      aim_recent();
+      aim_recent(arena_, spec_, std::get<SumTree>(masses_), stream_[0], targets_);
     } else {
       const double sum = total(), last = std::nextafter(sum, 0.0);
       const double width = spec_.keeps_priorities() ? sum / static_cast<double>(count) : sum;
@@ -410,50 +349,6 @@ class Selector {
     for (uint64_t i = 0; i < count; ++i) {
       anchors[i] = arena_.anchor_at(rows_[i]);
       if (masses) masses[i] = mass(rows_[i]);
-    }
-  }
-
-  // Aims at anchors among the newest c of the N transitions, c = max(N * shrink^(1000 k / period), smallest) for batch
-  // k of a period: Wang & Ross 2019, section 4. A window without an anchor is doubled until it has one.
-  void aim_recent() {
-    const auto& tree = std::get<SumTree>(masses_);
-    const auto live = static_cast<double>(arena_.header().live);
-    const auto k = static_cast<double>(stream_[0] % spec_.period + 1);
-    double size = live * std::pow(spec_.shrink, 1000.0 * k / static_cast<double>(spec_.period));
-    size = std::min(live, std::max(size, static_cast<double>(spec_.smallest)));
-    struct Stretch {
-      double start, end;  // of the tree's masses; `end` counts those of the stretches before too
-    };
-    std::vector<Stretch> stretches;
-    double sum = 0;
-    for (; sum == 0; size = std::min(live, 2 * size)) {
-      stretches.clear();
-      for (uint64_t number = 0; number < arena_.layout().spec.lanes; ++number) {
-        const LaneHeader& state = arena_.lane(number);
-        const uint64_t length = state.head - state.begin, base = number * arena_.layout().rows;
-        const auto width =
-            std::min(length, static_cast<uint64_t>(std::ceil(size * static_cast<double>(length) / live)));
-        if (width == 0) continue;
-        const uint64_t head = base + state.head_row, first = arena_.before(head, base, width);
-        const auto add = [&](uint64_t from, uint64_t to) {
-          const double start = tree.before(from);
-          sum += tree.before(to) - start;
-          stretches.push_back({start, sum});
-        };
-        if (first < head) {
-          add(first, head);
-        } else {
-          add(first, base + arena_.layout().rows);
-          add(base, head);
-        }
-      }
-    }
-    for (double& target : targets_) {
-      // Masses are ones: sums and differences of whole numbers below 2^53 are exact.
-      const double at = std::min(target * sum, std::nextafter(sum, 0.0));
-      const auto inside = [at](const Stretch& stretch) { return stretch.end <= at; };
-      const auto found = std::find_if_not(stretches.begin(), stretches.end(), inside);
-      target = found->start + (at - (found == stretches.begin() ? 0.0 : (found - 1)->end));
     }
   }
 
@@ -500,7 +395,7 @@ class Selector {
   SelectorSpec spec_;
   Arena arena_;
   char* memory_;
-  Places places_;
+  SelectorPlaces places_;
   std::variant<std::monostate, SumTree, RankHeap> masses_;
   std::array<uint64_t, 2> stream_{};  // batch, and blocks of random bits drawn for it
   std::vector<double> targets_;       // kept for their memory
