@@ -37,7 +37,7 @@ def relabel(
         SchemaError: the reward function returned something else than rewards.
     """
     assert view.relabel is not None and view.relabel.reward_fn is not None
-    count = int(table[0, 2])
+    count = int(table[0, 2]) if len(table) else 0
     if count == 0:
         return
     rows, total = table[:count, 0], count

@@ -365,6 +365,16 @@ def test_get_never_relabels_and_the_recorded_data_never_change():
     assert (buffer.get(buffer.ids).goal_ids == -1).all()
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_batch_of_no_ids(n):
+    """There is nothing to relabel, and nothing to look at."""
+    buffer = made(Hindsight("future", 4, reached), n=n)
+    play(buffer, 0, 5)
+    batch = buffer.get(np.empty(0, np.int64))
+    assert batch.goal_ids.shape == batch.reward.shape == (0,)
+    assert batch.obs["desired_goal"].shape == (0, 3)
+
+
 def test_equal_seeds_give_equal_goals_and_others_do_not():
     def goals_of(seed):
         view = Hindsight("future", reward_fn=reached)
