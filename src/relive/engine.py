@@ -11,6 +11,7 @@ from relive.schema import Field, Schema, leaves
 from relive.views import Hindsight, Sequences, Transitions, View
 
 _DRAWS: dict[type, int] = {Uniform: 0, Prioritized: 1, RankBased: 2, Shuffled: 3, Recent: 4}  # enum Draw
+GOALS = ("achieved_goal", "desired_goal")
 _STRATEGIES = {"future": 0, "final": 1, "episode": 2}  # enum Strategy
 
 
@@ -79,14 +80,14 @@ def options(schema: Schema, view: View, sampler: BuiltIn | Sampler) -> dict[str,
 
 
 def _sampler_options(sampler: BuiltIn) -> dict[str, Any]:
-    prioritized = isinstance(sampler, Prioritized | RankBased)
+    ranked = sampler if isinstance(sampler, Prioritized | RankBased) else None
     recent = sampler if isinstance(sampler, Recent) else Recent()
     return {
         "draw": _DRAWS[type(sampler)],
-        "alpha": getattr(sampler, "alpha", 0.0),
-        "eps": getattr(sampler, "eps", 0.0),
-        "eta": sampler.eta if isinstance(sampler, Prioritized | RankBased) else 0.0,
-        "minima": prioritized and getattr(sampler, "normalize", None) == "buffer",
+        "alpha": ranked.alpha if ranked else 0.0,
+        "eps": sampler.eps if isinstance(sampler, Prioritized) else 0.0,
+        "eta": ranked.eta if ranked else 0.0,
+        "minima": ranked is not None and ranked.normalize == "buffer",
         "shrink": recent.eta,
         "period": recent.period,
         "smallest": recent.min_size,
@@ -116,6 +117,3 @@ def _relabel_options(schema: Schema, hindsight: Hindsight | None) -> tuple[int, 
         )
     achieved, desired = (names.index(f"obs.{name}") for name in GOALS)
     return _STRATEGIES[hindsight.strategy], hindsight.k / (hindsight.k + 1), achieved, desired
-
-
-GOALS = ("achieved_goal", "desired_goal")

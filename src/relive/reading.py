@@ -24,7 +24,7 @@ from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import FLAG, REWARD, Field, Schema, Tree, flatten, leaves, unflatten
-from relive.trees import map_tree
+from relive.trees import obs_and_next
 from relive.views import Sequences, Transitions, View
 
 Output = Literal["numpy", "torch"]
@@ -227,8 +227,8 @@ class Reader:
                 arrays = self._to_torch(arrays, device)
             fields = dict(zip(self._names, arrays))  # noqa: B905 - strict costs more than the rest of this line
             if isinstance(self._view, Sequences):
-                every = fields["all_obs"]
-                fields = {"obs": every[:, :-1], "next_obs": every[:, 1:], **fields}
+                obs, next_obs = obs_and_next(fields["all_obs"])
+                fields = {"obs": obs, "next_obs": next_obs, **fields}
             return Batch(fields)
         if self._relabels:
             assert isinstance(self._view, Transitions)
@@ -243,8 +243,7 @@ class Reader:
         if len(arrays) > self._shown:
             fields["weight"] = arrays[-1]
         if isinstance(self._view, Sequences):
-            obs = map_tree(lambda leaf: leaf[:, :-1], fields["all_obs"])
-            next_obs = map_tree(lambda leaf: leaf[:, 1:], fields["all_obs"])
+            obs, next_obs = obs_and_next(fields["all_obs"])
             fields = {"obs": obs, "next_obs": next_obs, **fields}
         return Batch(fields)
 

@@ -15,6 +15,11 @@ def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return function(tree, *others)
 
 
+def obs_and_next(all_obs: Any) -> tuple[Any, Any]:
+    """The views of a sequence's T + 1 observations that are its obs and its next_obs."""
+    return map_tree(lambda leaf: leaf[:, :-1], all_obs), map_tree(lambda leaf: leaf[:, 1:], all_obs)
+
+
 def map_fields(function: Callable[..., Any], fields: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a batch with `function` of every array, as in `map_tree`.
 
@@ -31,6 +36,5 @@ def map_fields(function: Callable[..., Any], fields: Mapping[str, Any], *others:
             mapped[name] = function(tree)
     if not windows:
         return mapped
-    mapped["obs"] = map_tree(lambda leaf: leaf[:, :-1], mapped["all_obs"])
-    mapped["next_obs"] = map_tree(lambda leaf: leaf[:, 1:], mapped["all_obs"])
+    mapped["obs"], mapped["next_obs"] = obs_and_next(mapped["all_obs"])
     return {name: mapped[name] for name in fields}
