@@ -131,6 +131,19 @@ class Core {
     return true;
   }
 
+  // Truncates the episodes that go on in these lanes: a bool array [lanes], None for all. Returns how many.
+  uint64_t end_episodes(nb::handle mask) {
+    const auto* chosen = mask.is_none()
+                             ? nullptr
+                             : static_cast<const uint8_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(mask.ptr())));
+    uint64_t ended = 0;
+    locked(arena_.header().mutex, value_bytes_ * layout_.spec.lanes, [&] {
+      for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
+        if (!chosen || chosen[lane]) ended += ring_.end_episode(lane);
+    });
+    return ended;
+  }
+
   void clear() {
     locked(arena_.header().mutex, UINT64_MAX, [&] { ring_.clear(); });
   }

@@ -58,6 +58,8 @@ NB_MODULE(_core, module) {
            nb::sig("def append_many(self, lane: int, mask: numpy.typing.NDArray[numpy.bool_] | None, "
                    "priorities: numpy.typing.NDArray[numpy.float64] | None, "
                    "ids: numpy.typing.NDArray[numpy.int64], *values: typing.Any) -> bool"))
+      .def("end_episodes", &Core::end_episodes, nb::arg("mask").none(),
+           nb::sig("def end_episodes(self, mask: numpy.typing.NDArray[numpy.bool_] | None) -> int"))
       .def("clear", &Core::clear)
       .def("hold", &Core::hold)
       .def("release", &Core::release)

@@ -101,6 +101,19 @@ class Ring {
     return static_cast<int64_t>(state.head++ * layout_.spec.lanes + lane);
   }
 
+  // Truncates the newest transition of a lane if its episode goes on. True if it did.
+  bool end_episode(uint64_t lane) {
+    LaneHeader& state = arena_.lane(lane);
+    if (!state.open) return false;
+    const uint64_t base = lane * layout_.rows;
+    const uint64_t row = base + state.head_row;
+    const uint64_t newest = arena_.before(row, base, 1);
+    keep_final(lane, state, newest, [&](const Leaf& leaf, size_t) { return arena_.value(leaf, row); });
+    arena_.words(newest).step |= kTruncated;
+    state.open = 0;
+    return true;
+  }
+
   // Forgets every transition; ids go on from where they were. O(rows ever used).
   void clear() {
     for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane) {

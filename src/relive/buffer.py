@@ -366,6 +366,24 @@ class ReplayBuffer:
         memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])
         return Reader(self._core, self._schema, view, sampler, (memory, 0), check_seed(seed), primary=False)
 
+    def end_episodes(self, mask: ArrayLike | None = None) -> int:
+        """Truncates the episodes that go on: the newest transition of each such lane gets truncated=True.
+
+        For whoever resets an environment in the midst of an episode. Without it the next push tells a new episode by
+        its obs alone, which may equal the last next_obs by chance. A `Writer` does it by itself.
+
+        Args:
+            mask: bool [lanes], which lanes; None for all.
+
+        Returns:
+            int: how many episodes went on.
+
+        Raises:
+            SchemaError: a mask of another shape or dtype.
+        """
+        chosen = check_mask(mask, self._lanes, is_step=True)
+        return self._core.end_episodes(chosen) if self._schema is not None else 0
+
     def clear(self) -> None:
         """Forgets every transition. Ids go on where they were; so does the generator."""
         if self._schema is not None:

@@ -71,6 +71,8 @@ class Writer:
     def reset(self, obs: Any, mask: NDArray[np.bool_] | None = None) -> None:
         """Tells the writer what `envs.reset` returned.
 
+        An episode that goes on in a lane that was reset is over: its newest transition becomes a truncated one.
+
         Args:
             obs: the observations, leading axis num_envs (none for a single environment).
             mask: bool [num_envs], the environments that were reset; None for all.
@@ -81,6 +83,7 @@ class Writer:
         """
         if mask is None:
             self._obs = self._leaves(obs)
+            self._buffer.end_episodes()
             self._ended = np.zeros(self._num_envs, np.bool_)
             self._begins = np.ones(self._num_envs, np.bool_)
             return
@@ -96,6 +99,7 @@ class Writer:
             raise SchemaError(f"mask: expected bool ({self._num_envs},), got {chosen.dtype} {chosen.shape}.")
         for leaf, new in zip(self._obs, self._leaves(obs), strict=True):
             leaf[chosen] = new[chosen]
+        self._buffer.end_episodes(chosen)
         self._ended = self._ended & ~chosen
         self._begins = self._begins | chosen
 

@@ -178,6 +178,16 @@ class SamplerMachine(RuleBasedStateMachine):
         raw = some_errors(rng, len(rows), bad=0.02) if with_priority else None
         self.push("extend", {**batched(rows), **self.of_lane(lane)}, rows, lane, raw)
 
+    @rule(seed=SEEDS)
+    def end_episodes(self, seed: int) -> None:
+        """Some environments are reset in the midst of an episode."""
+        mask = np.random.default_rng(seed).random(self.lanes) < 0.5
+        expected = self.model.end_episodes(mask.tolist())
+        for buffer in self.buffers:
+            assert buffer.end_episodes(mask) == expected
+        for reader in self.readers:
+            reader.reading.changed()
+
     @rule(seldom=st.sampled_from([False] * 5 + [True]))
     def clear(self, seldom: bool) -> None:
         """Forget everything but the ids."""

@@ -94,6 +94,14 @@ class BufferMachine(RuleBasedStateMachine):
             assert ids.dtype == np.int64
             assert ids.tolist() == expected
 
+    @rule(mask=MASKS)
+    def end_episodes(self, mask: list[bool]) -> None:
+        """Some environments are reset in the midst of an episode; what is pushed next may begin where it ended."""
+        kept = mask[: self.lanes]
+        expected = self.model.end_episodes(kept)
+        for buffer, _ in self.readers:
+            assert buffer.end_episodes(None if all(kept) else np.array(kept)) == expected
+
     @rule()
     def clear(self) -> None:
         """Forget everything but the ids."""

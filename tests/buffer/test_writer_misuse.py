@@ -127,14 +127,37 @@ def test_a_refused_step_can_be_repeated():
 
 
 def test_an_abandoned_episode_ends_where_it_was_left():
-    """A reset in the middle of an episode: no window may pass it, nothing joins the two."""
+    """A reset in the middle of an episode truncates it: no window may pass it, nothing joins the two."""
     envs, buffer = vector()
     writer = buffer.writer(envs)
     for _ in range(3):
         obs, _ = envs.reset()
         writer.reset(obs)
         writer.step(*stepped(envs))
-    assert_same(buffer, truth([env.notes for env in envs.envs], 20), View())
+    notes = [env.notes for env in envs.envs]
+    for rows in notes:
+        for row in rows[:-1]:
+            row["truncated"] = row["truncated"] or not row["terminated"]
+    assert_same(buffer, truth(notes, 20), View())
+
+
+def test_a_reset_that_looks_like_the_next_step_still_ends_the_episode():
+    """The first observation equals the last next_obs, as in a maze with one start: told by its bytes alone, the two
+    episodes would be one, and n-step rewards would be summed across the reset.
+    """
+    env = Scripted(0, [9])
+    buffer = relive.ReplayBuffer(10, relive.Schema.from_env(env), view=relive.Transitions(n=3, gamma=0.5))
+    writer = buffer.writer(env)
+    obs, _ = env.reset()
+    writer.reset(obs)
+    for step in range(4):
+        if step == 2:
+            writer.reset(obs)  # the environment came back to where it was
+        writer.step(0, obs, 1.0, False, False, {})
+    batch = buffer.get(range(4))
+    assert batch.reward.tolist() == [1.5, 1.0, 1.5, 1.0]
+    assert batch.truncated.tolist() == [True, True, False, False]
+    assert batch.discount.tolist() == [0.25, 0.5, 0.25, 0.5]
 
 
 def test_wrapped_vector_environments_keep_their_mode():

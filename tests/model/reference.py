@@ -101,6 +101,14 @@ class Model:
         past.append(transition)
         return transition["id"]
 
+    def end_episodes(self, mask: list[bool]) -> int:
+        """Truncate the newest transition of these lanes where it did not end its episode; return how many."""
+        going_on = [past[-1] for past, chosen in zip(self.history, mask, strict=True) if chosen and past]
+        going_on = [transition for transition in going_on if not self._ended(transition)]
+        for transition in going_on:
+            transition["truncated"] = True
+        return len(going_on)
+
     def clear(self) -> None:
         """Forget every transition. Ids go on; the next push of each lane starts an episode."""
         self.history = [[] for _ in range(self.lanes)]
