@@ -81,11 +81,14 @@ class ReferenceDQN:
             next_q = q_values(self.target, batch.next_obs)
             chooser = q_values(self.online, batch.next_obs) if config.double else next_q
             target = batch.reward + batch.discount * next_q[torch.arange(len(next_q)), chooser.argmax(1)]
-        taken = q_values(self.online, batch.obs)[torch.arange(len(target)), batch.action]
+        values = q_values(self.online, batch.obs)
+        taken = values[torch.arange(len(target)), batch.action]
         if config.loss == "huber":
             losses = F.huber_loss(taken, target, reduction="none", delta=1.0)
         else:
             losses = F.mse_loss(taken, target, reduction="none") / 2
+        if config.cql_alpha:  # Kumar et al. 2020, equation 4: cross entropy of the data's actions, Q as logits
+            losses = losses + config.cql_alpha * F.cross_entropy(values, batch.action, reduction="none")
         loss = (losses * getattr(batch, "weight", 1.0)).mean()
         self.optimizer.zero_grad()
         loss.backward()

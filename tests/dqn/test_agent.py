@@ -14,6 +14,7 @@ from scipy import stats
 import relive
 from relive import ConfigError
 from relive.dqn import DQN, AgentConfig
+from relive.dqn.losses import conservative
 
 SMALL = AgentConfig(hidden=(16, 16), learning_rate=1e-2)
 
@@ -33,6 +34,7 @@ OPTIONS = {
     "loss": ["squared", "huber"],
     "max_grad_norm": [None, 0.5],
     "target": ["periodic", "soft"],
+    "cql_alpha": [0.0, 0.7],
 }
 
 
@@ -52,6 +54,44 @@ def test_equals_autograd_and_torch_optim(chosen: tuple[object, ...], weighted: b
         torch.testing.assert_close(value, reference.online[name].detach(), rtol=1e-3, atol=2e-4)
     for name, value in agent.state_dict()["target"].items():
         torch.testing.assert_close(value, reference.target[name], rtol=1e-3, atol=2e-4)
+
+
+def test_data_actions_outgrow_all_others_under_a_large_cql_alpha() -> None:
+    """Bug: the conservative term with the wrong sign, or on another action; and its twin without it, which must fail."""
+    (batch,) = batches(1)
+    share = {}
+    for alpha in (0.0, 100.0):
+        agent = make(replace(SMALL, cql_alpha=alpha, max_grad_norm=None))
+        for _ in range(300):
+            agent.update(batch)
+        share[alpha] = np.mean(agent.q_values(batch.obs.numpy()).argmax(1) == batch.action.numpy())
+    assert share[100.0] == 1.0
+    assert share[0.0] < 0.8
+
+
+def test_the_conservative_gradient_is_exact_in_double_precision() -> None:
+    """Bug: a softmax over the batch, or a derivative that is off where one value is far above the others."""
+    generator = torch.Generator().manual_seed(0)
+    q = (30 * torch.randn(64, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    action = torch.randint(4, (64, 1), generator=generator)
+    expected = 2.5 * (torch.logsumexp(q, 1) - q.gather(1, action)[:, 0])
+    (derivative,) = torch.autograd.grad(expected.sum(), q)
+    penalty, grad = conservative(q.detach(), action, 2.5)
+    torch.testing.assert_close(penalty, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad, derivative, rtol=1e-12, atol=1e-12)
+    assert (penalty >= 0).all()
+    huge, _ = conservative(torch.tensor([[1e4, -1e4]]), torch.tensor([[0]]), 1.0)  # exp would overflow
+    assert huge.tolist() == [0.0]
+
+
+def test_the_penalty_is_told_and_is_no_td_error() -> None:
+    """Bug: priorities made of the conservative term, or a loss logged without it."""
+    (batch,) = batches(1)
+    plain, careful = make(SMALL).update(batch), make(replace(SMALL, cql_alpha=2.0)).update(batch)
+    assert plain.penalty is None
+    assert careful.penalty is not None
+    assert torch.equal(plain.abs_td, careful.abs_td)
+    torch.testing.assert_close(careful.loss, plain.loss + careful.penalty.mean())
 
 
 def test_the_target_is_a_copy_every_so_many_updates() -> None:

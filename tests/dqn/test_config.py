@@ -26,6 +26,8 @@ from relive.dqn import PRESETS, AgentConfig, TrainConfig, preset
         ({"target": "hard"}, r"target: expected periodic or soft, got 'hard'"),
         ({"target_every": 0}, r"target_every: expected an integer >= 1"),
         ({"tau": 0.0}, r"tau: expected a number in \(0, 1\], got 0.0"),
+        ({"cql_alpha": -0.1}, r"cql_alpha: expected a finite number >= 0, got -0.1"),
+        ({"cql_alpha": float("inf")}, r"cql_alpha: expected a finite number >= 0, got inf"),
     ],
 )
 def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:

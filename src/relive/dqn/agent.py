@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from relive.dqn.config import AgentConfig
-from relive.dqn.losses import LOSSES, double_value, greedy_value, td_target
+from relive.dqn.losses import LOSSES, conservative, double_value, greedy_value, td_target
 from relive.dqn.networks import QNetwork, network_spec
 from relive.errors import ConfigError
 
@@ -64,11 +64,15 @@ class Update:
     """The loss per transition as a function of delta."""
     weight: Tensor | None
     """f32[B], what multiplied the losses; None for all ones."""
+    penalty: Tensor | None = None
+    """f32[B], cql_alpha * (logsumexp over a of Q(s, a) - Q(s, a taken)); None where cql_alpha is 0."""
 
     @property
     def loss(self) -> Tensor:
-        """f32[], the mean loss."""
+        """f32[], the mean loss, the conservative term with it."""
         losses = self.losses(self.delta)
+        if self.penalty is not None:
+            losses = losses + self.penalty
         return (losses if self.weight is None else losses * self.weight).mean()
 
     @property
@@ -87,10 +91,14 @@ class DQN:
 
         minimise  mean of  weight * loss(delta),   delta = Q(s, a) - (reward + discount * Q'(s', a'))
 
+    With `cql_alpha` above 0 the loss of a transition is  loss(delta) + cql_alpha * (log sum_b exp Q(s, b) - Q(s, a)):
+    conservative Q-learning, for data that the agent has not gathered itself.
+
     n-step returns live in the buffer's view (`Transitions(n, gamma)`), not here: `discount` carries them. Exploration
     draws from a generator of the agent's own; no global state of NumPy or PyTorch is read or touched.
 
-    Papers: Mnih et al. 2015; van Hasselt et al. 2016; Wang et al. 2016; Hessel et al. 2018; Kingma & Ba 2015 (Adam).
+    Papers: Mnih et al. 2015; van Hasselt et al. 2016; Wang et al. 2016; Hessel et al. 2018; Kingma & Ba 2015 (Adam);
+    Kumar et al. 2020 (conservative).
     """
 
     def __init__(
@@ -179,9 +187,15 @@ class DQN:
         weight: Tensor | None = vars(batch).get("weight")
         if weight is not None:
             slope = slope * weight
-        online.backward(tape, torch.zeros_like(q).scatter_(1, action, slope.unsqueeze(1)))
+        grad_q = torch.zeros_like(q).scatter_(1, action, slope.unsqueeze(1))  # f32[B, A]
+        penalty: Tensor | None = None
+        if config.cql_alpha:
+            penalty, grad_penalty = conservative(q, action, config.cql_alpha)
+            grad_penalty /= len(delta)
+            grad_q += grad_penalty if weight is None else grad_penalty * weight.unsqueeze(1)
+        online.backward(tape, grad_q)
         self._step()
-        return Update(taken, delta, loss.value, weight)
+        return Update(taken, delta, loss.value, weight, penalty)
 
     def _step(self) -> None:
         """Clip the gradient, step Adam, move the target."""

@@ -46,7 +46,8 @@ class AgentConfig:
         ConfigError: a value outside its range.
 
     Papers: Mnih et al. 2015 (DQN); van Hasselt et al. 2016 (double, arXiv:1509.06461); Wang et al. 2016 (dueling,
-    arXiv:1511.06581); Hessel et al. 2018 (n-step in DQN, arXiv:1710.02298); Lillicrap et al. 2016 (soft target).
+    arXiv:1511.06581); Hessel et al. 2018 (n-step in DQN, arXiv:1710.02298); Lillicrap et al. 2016 (soft target);
+    Kumar et al. 2020 (conservative Q-learning, arXiv:2006.04779).
     """
 
     network: NetworkName = "auto"
@@ -79,6 +80,8 @@ class AgentConfig:
     """Updates between two copies (target=periodic)."""
     tau: float = 0.005
     """Share of the way that a soft target moves at each update (target=soft)."""
+    cql_alpha: float = 0.0
+    """Weight of the conservative term, which holds down the values of actions the data lacks (Kumar et al. 2020)."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -99,6 +102,8 @@ class AgentConfig:
         _require(self.target in ("periodic", "soft"), "target", "periodic or soft", self.target)
         _require_int("target_every", self.target_every, 1)
         _require(0.0 < self.tau <= 1.0, "tau", "a number in (0, 1]", self.tau)
+        ok = math.isfinite(self.cql_alpha) and self.cql_alpha >= 0
+        _require(ok, "cql_alpha", "a finite number >= 0", self.cql_alpha)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Targets and losses of the DQN family, each a line that names its paper.
 
-A loss is a function of the TD error delta = Q(s, a) - target alone and comes with its derivative, which is all that a
+A `Loss` is a function of the TD error delta = Q(s, a) - target alone and comes with its derivative, which is all that a
 network's `backward` needs. No function here knows `gamma` or an end of episode: `discount` carries both.
 """
 
@@ -57,3 +57,24 @@ HUBER = Loss(value=_huber, slope=lambda delta: delta.clamp(-1.0, 1.0))
 """delta^2 / 2 where |delta| <= 1, else |delta| - 1/2: the "error clipping" of Mnih et al. 2015 (Huber 1964)."""
 
 LOSSES = {"squared": SQUARED, "huber": HUBER}
+
+
+def conservative(q: Tensor, action: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """What conservative Q-learning adds to the loss of a transition, alpha * (log sum_b exp Q(s, b) - Q(s, a)).
+
+    It pushes down the values of all actions, most those that are large, and up that of the action in the data.
+
+    Args:
+        q: f[B, A], Q(s, .).
+        action: i64[B, 1], index of the action in the data.
+        alpha: its share, > 0.
+
+    Returns:
+        The penalty f[B], at least 0, and its derivative by q, alpha * (softmax over b of Q(s, b) - [b = a]), f[B, A].
+
+    Paper: Kumar et al. 2020 (arXiv:2006.04779), equation 4, CQL(H), its sum over the actions exact.
+    """
+    log_sum = q.logsumexp(1, keepdim=True)  # f[B, 1]
+    penalty = alpha * (log_sum - q.gather(1, action)).squeeze(1)
+    grad = alpha * (q - log_sum).exp()  # alpha * softmax
+    return penalty, grad.scatter_add_(1, action, torch.full_like(log_sum, -alpha))
