@@ -25,5 +25,13 @@ class StaleIdError(ReplayError, IndexError):
     """An id whose transition was overwritten, cleared, or never pushed."""
 
 
+class SnapshotError(ReplayError, OSError):
+    """A snapshot or a buffer's file that is damaged, incomplete, in use, or not what it should be; says which file."""
+
+
 class ProtocolError(ReplayError, RuntimeError):
     """Calls in an order that the environment protocol does not allow."""
+
+
+class DatasetError(ReplayError, ValueError):
+    """A file of transitions that is damaged, or does not hold what its format says; names the file and the key."""

@@ -51,6 +51,7 @@ class Source:
         path: of the file or directory; None for what lies in memory.
         notes: what the file lacks or what had to be assumed, in words.
         read: makes a new iterator over the blocks; those of a lane come in order of time.
+        counts: transitions of each lane; None where nobody has counted.
     """
 
     schema: Schema
@@ -60,6 +61,7 @@ class Source:
     path: Path | None
     notes: tuple[str, ...]
     read: Callable[[], Iterator[Block]]
+    counts: tuple[int, ...] | None = None
 
     def blocks(self) -> Iterator[Block]:
         """The blocks, from the first."""

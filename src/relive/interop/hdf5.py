@@ -1,0 +1,122 @@
+"""What all HDF5 files need: errors that name the file and the key, datasets that grow, trees as groups."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive.errors import DatasetError, ReplayError, SchemaError
+from relive.interop.packages import require
+from relive.schema import Field
+
+CHUNK_BYTES = 1 << 18
+"""An HDF5 chunk has about so many bytes."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """The file, open for reading.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        DatasetError: no HDF5 file, or a damaged one.
+    """
+    h5py = require("h5py")
+    with naming(path, "file"):
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def naming(path: Path, key: str) -> Iterator[None]:
+    """Errors of h5py name the file and the key."""
+    try:
+        yield
+    except ReplayError:
+        raise
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise DatasetError(f"{path}: {key}: expected HDF5, got what cannot be read ({said}).") from None
+
+
+def is_dataset(node: Any) -> bool:
+    """Whether an HDF5 object is an array, and no group or named type."""
+    return isinstance(node, require("h5py").Dataset)
+
+
+def field_of(dataset: Any) -> Field | None:
+    """The field of which a dataset holds one a row; None for what is no array of fixed-size elements."""
+    if not dataset.shape or dataset.dtype.hasobject or dataset.dtype.itemsize == 0 or dataset.dtype.subdtype:
+        return None
+    return Field(dataset.dtype, dataset.shape[1:])
+
+
+def datasets(path: Path, group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dataset below a group by its name, in the order of the names. Links are followed within the file only.
+
+    Raises:
+        DatasetError: a link to another file.
+    """
+    h5py = require("h5py")
+    for key in group:
+        name = f"{prefix}{key}"
+        with naming(path, name):
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise DatasetError(f"{path}: {name}: expected data in the file, got a link. Links are not followed.")
+            node = group[key]
+        if isinstance(node, h5py.Dataset):
+            if node.external or node.is_virtual:
+                raise DatasetError(f"{path}: {name}: expected data in the file, got data in others.")
+            yield name, node
+        elif isinstance(node, h5py.Group):
+            yield from datasets(path, node, f"{name}/")
+
+
+def check_storable(name: str, field: Field) -> None:
+    """Refuses what HDF5 cannot hold.
+
+    Raises:
+        SchemaError: a dtype, or a name.
+    """
+    if field.itemdtype.kind not in "biufcS":
+        raise SchemaError(f"{name}: expected numbers, which HDF5 can hold, got {field}. NPZ and Parquet can hold it.")
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise SchemaError(f"{name}: expected a name that HDF5 can hold, got another. Rename the key.")
+
+
+def create(group: Any, name: str, field: Field, first: NDArray[Any] | None = None) -> Any:
+    """A dataset [0 or more, *shape] that can grow, with a checksum for each chunk."""
+    rows = max(1, min(1 << 14, CHUNK_BYTES // max(1, field.itemdtype.itemsize * math.prod(field.shape))))
+    if first is not None:
+        rows = max(1, min(rows, len(first)))
+    return group.create_dataset(
+        name,
+        shape=(0 if first is None else len(first), *field.shape),
+        maxshape=(None, *field.shape),
+        chunks=(rows, *field.shape),
+        dtype=field.itemdtype,
+        data=first,
+        fletcher32=True,
+    )
+
+
+def append(dataset: Any, values: NDArray[Any]) -> None:
+    """Adds rows at the end."""
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values
+
+
+def rows_of_dataset(path: Path, name: str, dataset: Any, start: int, stop: int) -> NDArray[Any]:
+    """Rows [start, stop)."""
+    with naming(path, name):
+        return np.asarray(dataset[start:stop])
