@@ -31,7 +31,7 @@ WRITABLE = ("minari", "d4rl", "parquet", "npz", "snapshot")
 
 SUFFIXES = {
     **{".parquet": "parquet", ".npz": "npz", ".hdf5": "d4rl", ".h5": "d4rl"},
-    **{".minari": "minari", ".pkl": "sb3", ".snapshot": "snapshot"},
+    **{".minari": "minari", ".snapshot": "snapshot", ".pkl": "sb3"},
 }
 """Suffix -> format. A name without suffix is a directory of Minari's."""
 

@@ -15,7 +15,7 @@ from relive.errors import DatasetError, ReplayError, SchemaError
 from relive.interop.packages import require
 from relive.schema import Field
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 16
 """An HDF5 chunk has about so many bytes."""
 
 

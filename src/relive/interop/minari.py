@@ -6,6 +6,7 @@ Needs h5py alone, neither Minari nor JAX. Read and written as Minari 0.5 does.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -222,10 +223,15 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
 
 
 def dataset_id(path: Path) -> str:
-    """An id as Minari wants it, from the name of the directory (of the one above, where it is called data)."""
-    name = path.parent.name if path.name == "data" else path.name
-    name = re.sub(r"[^\w-]+", "-", name.removesuffix(".minari")).strip("-") or "dataset"
-    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+    """An id as Minari wants it: where the directory lies among Minari's datasets, else its name.
+
+    Minari looks for the dataset NAMESPACE/NAME-v0 in $MINARI_DATASETS_PATH/NAMESPACE/NAME-v0/data.
+    """
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets").absolute()
+    place = path.parent.absolute() if path.name == "data" else path.absolute()
+    names = place.relative_to(root).parts if place.is_relative_to(root) and place != root else (place.name,)
+    *above, name = [re.sub(r"[^\w-]+", "-", part.removesuffix(".minari")).strip("-") or "dataset" for part in names]
+    return "/".join([*above, name if re.search(r"-v\d+$", name) else f"{name}-v0"])
 
 
 def _lost(source: Source, unflagged: int) -> tuple[str, ...]:

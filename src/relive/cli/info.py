@@ -1,0 +1,129 @@
+"""`relive info PATH`: what lies there: a dataset, a snapshot, or the directory of a run."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from relive.cli.counting import counted
+from relive.cli.options import parse
+from relive.errors import ConfigError
+from relive.interop import Source, open
+from relive.interop.summary import Spread, Summary, summarise
+from relive.schema import Field, leaves
+from relive.storage import format_bytes
+
+DESCRIPTION = (
+    "Say what lies at a path: of a dataset or snapshot its fields, transitions, episodes, returns, how episodes end, "
+    "and what it lacks; of a run its settings and what it reached. A dataset is read once, from end to end."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line can say."""
+
+    path: Path
+    """A dataset, a snapshot, or the directory of a run."""
+    format: Literal["minari", "d4rl", "parquet", "npz", "sb3", "snapshot"] | None = None
+    """Format of the dataset. None: what it looks like."""
+    trust_pickle: bool = False
+    """Read a replay buffer that Stable-Baselines3 pickled. You should know where it comes from."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Look, and print a table; returns the exit code."""
+    options = parse(Options, args, prog="relive info", description=DESCRIPTION)
+    if options.format is None and (options.path / "config.json").is_file():
+        rows = _of_run(options.path)
+    else:
+        source = open(options.path, format=options.format, trust_pickle=options.trust_pickle)
+        with counted(source, "transitions") as shown:
+            summary = summarise(shown)
+        rows = _of_dataset(source, summary, options.path)
+    width = max(len(name) for name, _ in rows)
+    print(options.path)
+    for name, words in rows:
+        print(f"  {name:<{width}}  {words}")
+    return 0
+
+
+def _of_dataset(source: Source, summary: Summary, path: Path) -> list[tuple[str, str]]:
+    size = size_on_disk(path)
+    each = f" ({size / source.num_transitions:,.1f} B a transition)" if source.num_transitions else ""
+    lanes = f" in {source.lanes} lanes" if source.lanes > 1 else ""
+    plain = source.schema
+    fields = [*leaves(plain.obs, "obs"), *leaves(plain.action, "action"), *plain.extras.items()]
+    return [
+        ("format", source.format),
+        ("transitions", f"{source.num_transitions:,}{lanes}"),
+        ("episodes", _episodes(summary)),
+        ("flags", f"{summary.terminated:,} terminated, {summary.truncated:,} truncated, {summary.both:,} both"),
+        ("returns", _spread(summary.returns)),
+        ("lengths", _spread(summary.lengths)),
+        ("rewards", _spread(summary.rewards)),
+        *((name, _field(leaf)) for name, leaf in fields),
+        *([("stacked", f"observations are stacks of {plain.stacked}")] if plain.stacked > 1 else []),
+        ("on disk", format_bytes(size) + each),
+        *(("note", note) for note in source.notes),
+    ]
+
+
+def _episodes(summary: Summary) -> str:
+    said = f"{summary.episodes:,} that end"
+    if summary.breaks:
+        said += f" ({summary.breaks:,} of them without a flag, where something else follows)"
+    if summary.open:
+        said += f", {summary.open:,} that go on where the data end"
+    return said
+
+
+def _spread(spread: Spread) -> str:
+    if not spread.count:
+        return "-"
+    return f"mean {spread.mean:.6g}, from {spread.low:.6g} to {spread.high:.6g}"
+
+
+def _field(leaf: Field) -> str:
+    shape = f" {leaf.shape}" if leaf.shape else ""
+    low, high = leaf.bounds()
+    if not low:
+        return f"{leaf.itemdtype}{shape}"
+    return f"{leaf.itemdtype}{shape} in [{min(low)}, {max(high)}]"
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _of_run(path: Path) -> list[tuple[str, str]]:
+    from relive.train.rundir import CONTENTS, RESULT, load_config
+
+    config = load_config(path)
+    rows = [("a run", f"{config.env}, seed {config.seed}, {config.steps:,} steps")]
+    result = path / RESULT
+    if result.is_file():
+        try:
+            found = json.loads(result.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{result}: expected JSON, got something else ({error}).") from None
+        if isinstance(found, dict):
+            rows += [(key, _value(value)) for key, value in found.items() if isinstance(value, str | int | float)]
+    else:
+        rows.append(("status", "no result yet: it is running, or was killed"))
+    for pattern, what in CONTENTS.items():
+        there = list(path.glob(pattern))
+        if there:
+            rows.append((pattern, f"{what}, {format_bytes(sum(map(size_on_disk, there)))}"))
+    rows.append(("on disk", format_bytes(size_on_disk(path))))
+    return rows
+
+
+def _value(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
