@@ -4,10 +4,12 @@
 // converts or explains. So every error message is written in one place, and the common case pays for none.
 #pragma once
 
+#include "../core/recovery.hpp"
 #include "../core/ring.hpp"
 #include "../core/selector.hpp"
 #include "arrays.hpp"
 #include "gil.hpp"
+#include "strips.hpp"
 
 namespace relive {
 
@@ -69,7 +71,7 @@ inline nb::object id_array(const std::vector<int64_t>& ids) {
 class Core {
  public:
   Core(nb::handle memory, nb::sequence obs, nb::sequence actions, nb::sequence extras, uint64_t lanes,
-       uint64_t lane_capacity, uint32_t stacked, uint32_t history)
+       uint64_t lane_capacity, uint32_t stacked, uint32_t history, bool attach)
       : obs_(value_types(obs)),
         rest_(value_types(actions)),
         num_actions_(rest_.size()),
@@ -78,18 +80,9 @@ class Core {
         arena_(memory_.data(), layout_),
         ring_(arena_) {
     if (memory_.bytes() < layout_.arena_bytes) throw std::invalid_argument("the memory is smaller than the arena");
-    Header& header = arena_.header();
-    header.magic = kMagic;
-    header.format = kFormat;
-    header.header_bytes = sizeof(Header);
-    header.arena_bytes = layout_.arena_bytes;
-    header.lanes = lanes;
-    header.lane_capacity = lane_capacity;
-    header.rows = layout_.rows;
-    header.record_bytes = layout_.record_bytes;
-    header.stacked = stacked;
-    header.history = history;
-    header.mutex.init();
+    if (attach && !is_mine()) throw std::invalid_argument("the memory holds no arena of this shape");
+    if (!attach) make_header();
+    arena_.header().mutex.init();
     value_bytes_ = 2 * total_bytes(obs_) + total_bytes(rest_);
   }
 
@@ -155,6 +148,8 @@ class Core {
   void release() { arena_.header().mutex.unlock(); }
   void renew() { arena_.header().mutex.init(); }
 
+  uint64_t num_lanes() const { return layout_.spec.lanes; }
+
   uint64_t live() {
     uint64_t live = 0;
     locked(arena_.header().mutex, 0, [&] { live = arena_.header().live; });
@@ -168,6 +163,104 @@ class Core {
       live_ids(arena_, ids.data());
     });
     return id_array(ids);
+  }
+
+  // Appends what a snapshot holds to lanes that hold nothing; see segment.hpp.
+  void begin_lane(uint64_t lane, uint64_t first) { Segment(arena_).begin_lane(check_lane(lane), first); }
+  bool copy_in(uint64_t lane, uint64_t count, const Triple& base, const Triple& end, nb::tuple arrays) {
+    const Strips strips = strips_of(layout_, arrays, {count, end[1] - base[1], end[2] - base[2]});
+    bool good = end[1] >= base[1] && end[2] >= base[2] && check_lane(lane) == lane;
+    without_gil([&] { good = good && Segment(arena_).copy_in(lane, count, strips, extent_of(base), extent_of(end)); });
+    return good;
+  }
+  void copy_open(uint64_t lane, nb::tuple arrays) {
+    Segment(arena_).copy_open(check_lane(lane), strips_of(layout_, arrays, {1, 0, 0}));
+  }
+  bool end_lane(uint64_t lane, uint64_t begin) { return Segment(arena_).end_lane(check_lane(lane), begin); }
+
+  // After an attach to memory that nobody closed; see recovery.hpp. False if it cannot be what an arena left behind.
+  bool repair() {
+    bool good = false;
+    without_gil([&] { good = Recovery(arena_).after_kill(); });
+    return good;
+  }
+  // The same, trusting only these transitions: uint64 [lanes, 2], begin and head.
+  bool keep(nb::handle trusted) {
+    const auto* range = static_cast<const uint64_t*>(array_data(trusted, 2 * layout_.spec.lanes * sizeof(uint64_t)));
+    bool good = true;
+    without_gil([&] {
+      Recovery recovery(arena_);
+      for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
+        good = good && recovery.keep(lane, range[2 * lane], range[2 * lane + 1]);
+      recovery.count();
+    });
+    return good;
+  }
+
+  // How a record lies, for whoever reads the files of a snapshot: bytes, and for each leaf in the order of
+  // observations, actions, extras its place in the record, or -1 for a column of its own.
+  nb::dict layout() const {
+    nb::dict result;
+    const auto places = [](const std::vector<Leaf>& leaves) {
+      std::vector<int64_t> offsets;
+      for (const Leaf& leaf : leaves) offsets.push_back(leaf.packed ? static_cast<int64_t>(leaf.offset) : -1);
+      return offsets;
+    };
+    result["rows"] = layout_.rows;
+    result["record_bytes"] = layout_.record_bytes;
+    result["final_bytes"] = layout_.final_bytes;
+    result["words_offset"] = layout_.words_offset;
+    result["obs"] = places(layout_.obs);
+    result["rest"] = places(layout_.rest);
+    return result;
+  }
+
+  // Begin, head, open and the oldest time needed of every lane, into uint64 [lanes, 4].
+  // `held`: the caller holds the lock.
+  void lanes(nb::handle into, bool held) {
+    auto* state = static_cast<uint64_t*>(array_data(into, 4 * layout_.spec.lanes * sizeof(uint64_t)));
+    if (held)
+      copy_lanes(arena_, state);
+    else
+      locked(arena_.header().mutex, 0, [&] { copy_lanes(arena_, state); });
+  }
+
+  // Copies transitions [begin, end) of a lane to the arrays of a segment, behind `filled` (rows, final observations,
+  // prefixes); `before` is how much of the segment the arrays do not show any more. What is filled then, or None if
+  // the first of them was overwritten. `held`: the caller holds the lock.
+  std::optional<Triple> copy_out(uint64_t lane, uint64_t begin, uint64_t end, const Triple& before,
+                                 const Triple& filled, nb::tuple arrays, bool held) {
+    const uint64_t count = end - std::min(begin, end), stacked = layout_.spec.stacked > 1;
+    const Strips strips =
+        strips_of(layout_, arrays, {filled[0] + count, filled[1] + count, stacked * (filled[2] + count)});
+    const Segment segment(arena_);
+    Extent extent = extent_of(filled);
+    bool there = false;
+    const auto copy = [&] {
+      there = segment.holds(check_lane(lane), begin) && end <= segment.settled(lane);
+      if (there) segment.copy_out(lane, begin, end, strips, extent_of(before), extent);
+    };
+    if (held)
+      without_gil(copy);
+    else
+      locked(arena_.header().mutex, UINT64_MAX, copy);
+    return there ? std::optional(triple_of(extent)) : std::nullopt;
+  }
+
+  // Writes everything out that a file's mapping holds, with the lock in hand; the lanes as they were then.
+  void sync(nb::handle into) {
+    auto* state = static_cast<uint64_t*>(array_data(into, 4 * layout_.spec.lanes * sizeof(uint64_t)));
+    int error = 0;
+    without_gil([&] {
+      const std::lock_guard guard(arena_.header().mutex);
+      copy_lanes(arena_, state);
+      error = write_out(memory_.data(), memory_.bytes());
+    });
+    if (error) {
+      errno = error;
+      PyErr_SetFromErrno(PyExc_OSError);
+      throw nb::python_error();
+    }
   }
 
   // The selector that priorities given with a push are for; it outlives no reader.
@@ -197,6 +290,33 @@ class Core {
                           uint32_t history) {
     for (ValueType& type : value_types(extras)) rest_.push_back(std::move(type));
     return make_layout(obs_, rest_, lanes, lane_capacity, stacked, history);
+  }
+
+  void make_header() {
+    Header& header = arena_.header();
+    header.magic = kMagic;
+    header.format = kFormat;
+    header.header_bytes = sizeof(Header);
+    header.arena_bytes = layout_.arena_bytes;
+    header.lanes = layout_.spec.lanes;
+    header.lane_capacity = layout_.spec.lane_capacity;
+    header.rows = layout_.rows;
+    header.record_bytes = layout_.record_bytes;
+    header.stacked = layout_.spec.stacked;
+    header.history = layout_.spec.history;
+  }
+  uint64_t check_lane(uint64_t lane) const {
+    if (lane >= layout_.spec.lanes) throw std::invalid_argument("no such lane");
+    return lane;
+  }
+
+  bool is_mine() const {
+    const Header& header = arena_.header();
+    return header.magic == kMagic && header.format == kFormat && header.header_bytes == sizeof(Header) &&
+           header.arena_bytes == layout_.arena_bytes && header.lanes == layout_.spec.lanes &&
+           header.lane_capacity == layout_.spec.lane_capacity && header.rows == layout_.rows &&
+           header.record_bytes == layout_.record_bytes && header.stacked == layout_.spec.stacked &&
+           header.history == layout_.spec.history;
   }
 
   bool find_values(const nb::args& values, int64_t count, const uint8_t* chosen, Values& found) const {

@@ -1,6 +1,7 @@
 // The module: nanobind is included here alone.
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -22,6 +23,8 @@ void* import_numpy() {
 
 #define RELIVE_FIELDS "collections.abc.Sequence[tuple[numpy.dtype[typing.Any], list[int], list[int], list[int]]]"
 #define RELIVE_SHAPE "lanes: int, lane_capacity: int, stacked: int, history: int"
+#define RELIVE_EXTENT "tuple[int, int, int]"
+#define RELIVE_VALUES "tuple[numpy.typing.NDArray[typing.Any] | None, ...]"
 #define RELIVE_ARRAYS "tuple[numpy.typing.NDArray[typing.Any], ...]"
 
 NB_MODULE(_core, module) {
@@ -45,12 +48,21 @@ NB_MODULE(_core, module) {
              nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("options"),
              nb::sig("def selector_bytes(obs: " RELIVE_FIELDS ", rest: " RELIVE_FIELDS ", " RELIVE_SHAPE
                      ", options: dict[str, typing.Any]) -> int"));
+  module.def("read_seal", &read_seal, nb::arg("memory"),
+             nb::sig("def read_seal(memory: typing.Any) -> tuple[bool, int]"));
+  module.def("write_seal", &write_seal, nb::arg("memory"), nb::arg("clean"), nb::arg("boot"),
+             nb::sig("def write_seal(memory: typing.Any, clean: bool, boot: int) -> None"));
+  nb::enum_<Found>(module, "Found")
+      .value("ZEROED", Found::kZeroed)
+      .value("WHOLE", Found::kWhole)
+      .value("TORN", Found::kTorn);
   nb::class_<Core>(module, "Core", nb::is_weak_referenceable())
-      .def(nb::init<nb::handle, nb::sequence, nb::sequence, nb::sequence, uint64_t, uint64_t, uint32_t, uint32_t>(),
+      .def(nb::init<nb::handle, nb::sequence, nb::sequence, nb::sequence, uint64_t, uint64_t, uint32_t, uint32_t,
+                    bool>(),
            nb::arg("memory"), nb::arg("obs"), nb::arg("actions"), nb::arg("extras"), nb::arg("lanes"),
-           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"),
+           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("attach"),
            nb::sig("def __init__(self, memory: typing.Any, obs: " RELIVE_FIELDS ", actions: " RELIVE_FIELDS
-                   ", extras: " RELIVE_FIELDS ", " RELIVE_SHAPE ") -> None"))
+                   ", extras: " RELIVE_FIELDS ", " RELIVE_SHAPE ", attach: bool) -> None"))
       .def("append_one", &Core::append_one,
            nb::sig("def append_one(self, lane: int, /, *values: typing.Any) -> int | None"))
       .def("append_many", &Core::append_many, nb::arg("lane"), nb::arg("mask").none(), nb::arg("priorities").none(),
@@ -64,13 +76,46 @@ NB_MODULE(_core, module) {
       .def("hold", &Core::hold)
       .def("release", &Core::release)
       .def("renew", &Core::renew)
+      .def("layout", &Core::layout, nb::sig("def layout(self) -> dict[str, typing.Any]"))
+      .def("lanes", &Core::lanes, nb::arg("into"), nb::arg("held"),
+           nb::sig("def lanes(self, into: numpy.typing.NDArray[numpy.uint64], held: bool) -> None"))
+      .def("sync", &Core::sync, nb::arg("into"),
+           nb::sig("def sync(self, into: numpy.typing.NDArray[numpy.uint64]) -> None"))
+      .def("copy_out", &Core::copy_out, nb::arg("lane"), nb::arg("begin"), nb::arg("end"), nb::arg("before"),
+           nb::arg("filled"), nb::arg("arrays"), nb::arg("held"),
+           nb::sig("def copy_out(self, lane: int, begin: int, end: int, before: " RELIVE_EXTENT
+                   ", filled: " RELIVE_EXTENT ", arrays: " RELIVE_ARRAYS ", held: bool) -> " RELIVE_EXTENT " | None"))
+      .def("begin_lane", &Core::begin_lane, nb::arg("lane"), nb::arg("first"))
+      .def("copy_in", &Core::copy_in, nb::arg("lane"), nb::arg("count"), nb::arg("base"), nb::arg("end"),
+           nb::arg("arrays"),
+           nb::sig("def copy_in(self, lane: int, count: int, base: " RELIVE_EXTENT ", end: " RELIVE_EXTENT
+                   ", arrays: " RELIVE_ARRAYS ") -> bool"))
+      .def("copy_open", &Core::copy_open, nb::arg("lane"), nb::arg("arrays"),
+           nb::sig("def copy_open(self, lane: int, arrays: " RELIVE_ARRAYS ") -> None"))
+      .def("end_lane", &Core::end_lane, nb::arg("lane"), nb::arg("begin"))
+      .def("repair", &Core::repair)
+      .def("keep", &Core::keep, nb::arg("trusted"),
+           nb::sig("def keep(self, trusted: numpy.typing.NDArray[numpy.uint64]) -> bool"))
       .def("ids", &Core::ids, nb::sig("def ids(self) -> numpy.typing.NDArray[numpy.int64]"))
+      .def_prop_ro("num_lanes", &Core::num_lanes)
       .def_prop_ro("live", &Core::live);
   nb::class_<Reader>(module, "Reader")
-      .def(nb::init<Core&, nb::handle, uint64_t, nb::dict, uint64_t, bool>(), nb::keep_alive<1, 2>(), nb::arg("core"),
-           nb::arg("memory"), nb::arg("offset"), nb::arg("options"), nb::arg("seed"), nb::arg("primary"),
+      .def(nb::init<Core&, nb::handle, uint64_t, nb::dict, uint64_t, bool, Found>(), nb::keep_alive<1, 2>(),
+           nb::arg("core"), nb::arg("memory"), nb::arg("offset"), nb::arg("options"), nb::arg("seed"),
+           nb::arg("primary"), nb::arg("found"),
            nb::sig("def __init__(self, core: Core, memory: typing.Any, offset: int, options: dict[str, typing.Any], "
-                   "seed: int, primary: bool) -> None"))
+                   "seed: int, primary: bool, found: Found) -> None"))
+      .def("cut", &Reader::cut, nb::arg("done"), nb::arg("room"), nb::arg("arrays"), nb::arg("tails"), nb::arg("lanes"),
+           nb::arg("epochs"), nb::arg("values"), nb::arg("held"),
+           nb::sig("def cut(self, done: numpy.typing.NDArray[numpy.uint64], room: int, arrays: " RELIVE_ARRAYS
+                   ", tails: " RELIVE_ARRAYS ", lanes: numpy.typing.NDArray[numpy.uint64], "
+                   "epochs: numpy.typing.NDArray[numpy.uint64], values: " RELIVE_VALUES ", held: bool) -> "
+                   "tuple[" RELIVE_EXTENT ", " RELIVE_EXTENT ", dict[str, typing.Any]] | None"))
+      .def_prop_ro("draws", &Reader::draws)
+      .def("keeps", &Reader::keeps)
+      .def("restore", &Reader::restore, nb::arg("state"), nb::arg("epochs"), nb::arg("values"),
+           nb::sig("def restore(self, state: dict[str, typing.Any], epochs: numpy.typing.NDArray[numpy.uint64], "
+                   "values: " RELIVE_VALUES ") -> bool"))
       .def("sample", &Reader::sample, nb::arg("count"), nb::arg("beta").none(), nb::arg("out").none(),
            nb::sig("def sample(self, count: int, beta: float | None, out: " RELIVE_ARRAYS " | None) -> " RELIVE_ARRAYS
                    " | int"))

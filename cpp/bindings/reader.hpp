@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "../core/hindsight.hpp"
+#include "../core/selector_state.hpp"
 #include "../core/sequence.hpp"
 #include "core.hpp"
 
@@ -34,10 +35,14 @@ inline SelectorSpec selector_spec(nb::dict options) {
   return spec;
 }
 
+// How memory is found: never used, as it was left, or as a process left it that was killed.
+enum class Found { kZeroed, kWhole, kTorn };
+
 class Reader {
  public:
-  // `memory` from `offset` on is the selector's, zeroed. `primary`: priorities given with a push are for this one.
-  Reader(Core& core, nb::handle memory, uint64_t offset, nb::dict options, uint64_t seed, bool primary)
+  // `memory` from `offset` on is the selector's; `found`: how. `primary`: priorities given with a push are for this
+  // one.
+  Reader(Core& core, nb::handle memory, uint64_t offset, nb::dict options, uint64_t seed, bool primary, Found found)
       : core_(core),
         layout_(core.arena().layout()),
         memory_(memory),
@@ -67,7 +72,12 @@ class Reader {
     } else {
       types_ = make_types(spec_.rule.length);
     }
-    selector_.init(seed);
+    if (found == Found::kZeroed || !selector_.is_mine()) {
+      std::memset(memory_.data() + offset, 0, found == Found::kZeroed ? 0 : Selector::bytes(spec_, layout_));
+      selector_.init(seed);
+    } else if (found == Found::kTorn) {
+      without_gil([&] { SelectorState::recover(selector_); });
+    }
     if (primary) core_.set_primary(&selector_);
   }
   ~Reader() {
@@ -94,6 +104,80 @@ class Reader {
     if (arrays.is_none()) return nb::int_(left);
     if (beta) write_weights(arrays, masses.get(), count, smallest, *beta);
     return arrays;
+  }
+
+  // What a snapshot keeps of this reader and of the arena, all at one moment: for each lane its settled transitions
+  // from `done` on (uint64 [lanes]) or as far as they are needed, to the arrays of a segment; to those of another one
+  // the newest transition and the observation after it, where an episode goes on; lanes as in Core::lanes; epochs,
+  // uint64 [lanes, 2]; masses float64, places uint32 and uses uint32 of live transitions, [capacity] or None. Nothing
+  // if there are more than `room` transitions to copy. `held`: the caller holds the lock.
+  nb::object cut(nb::handle done, uint64_t room, nb::tuple arrays, nb::tuple tails, nb::handle lanes, nb::handle epochs,
+                 nb::tuple values, bool held) {
+    const uint64_t num_lanes = layout_.spec.lanes, capacity = num_lanes * layout_.spec.lane_capacity;
+    const auto* from = static_cast<const uint64_t*>(array_data(done, num_lanes * sizeof(uint64_t)));
+    auto* state = static_cast<uint64_t*>(array_data(lanes, 4 * num_lanes * sizeof(uint64_t)));
+    auto* epoch = static_cast<uint64_t*>(array_data(epochs, 2 * num_lanes * sizeof(uint64_t)));
+    const Strips strips = strips_of(layout_, arrays, {room, room, layout_.spec.stacked > 1 ? room : 0});
+    const Strips tail = strips_of(layout_, tails, {2 * num_lanes, 0, layout_.spec.stacked > 1 ? num_lanes : 0});
+    const SelectorValues to = values_of(values, capacity);
+    const Segment segment(core_.arena());
+    Extent extent, tail_extent;
+    SelectorHeader header;
+    uint64_t heap_changes = 0;
+    bool fits = false;
+    const auto copy = [&] {
+      uint64_t rows = 0;
+      const auto start = [&](uint64_t lane) { return std::max(from[lane], segment.first_needed(lane)); };
+      for (uint64_t lane = 0; lane < num_lanes; ++lane)
+        rows += segment.settled(lane) - std::min(start(lane), segment.settled(lane));
+      if (rows > room) return;
+      fits = true;
+      selector_.sync();
+      copy_lanes(core_.arena(), state);
+      for (uint64_t lane = 0; lane < num_lanes; ++lane) {
+        const LaneHeader& now = core_.arena().lane(lane);
+        segment.copy_out(lane, start(lane), segment.settled(lane), strips, {}, extent);
+        if (now.open) segment.copy_out(lane, now.head - 1, now.head + 1, tail, {}, tail_extent);
+      }
+      SelectorState::epochs(selector_, epoch);
+      SelectorState(selector_).copy_out(to);
+      header = selector_.header();
+      heap_changes = SelectorState::heap_changes(selector_);
+    };
+    if (held)
+      without_gil(copy);
+    else
+      locked(mutex(), UINT64_MAX, copy);
+    if (!fits) return nb::none();
+    nb::dict result = as_dict(header);
+    result["heap_changes"] = heap_changes;
+    return nb::make_tuple(triple_of(extent), triple_of(tail_extent), result);
+  }
+
+  uint64_t draws() {
+    uint64_t draws = 0;
+    locked(mutex(), 0, [&] { draws = selector_.header().draws; });
+    return draws;
+  }
+
+  // Which values `cut` gives: masses, places, uses.
+  std::tuple<bool, bool, bool> keeps() const {
+    return {spec_.keeps_masses(), spec_.draw == Draw::kRanked, spec_.max_uses != 0};
+  }
+
+  // Puts back what `cut` gave; a selector just made, over an arena that has its contents. False if it cannot be so.
+  bool restore(nb::dict state, nb::handle epochs, nb::tuple values) {
+    const uint64_t num_lanes = layout_.spec.lanes;
+    const auto* epoch = static_cast<const uint64_t*>(array_data(epochs, 2 * num_lanes * sizeof(uint64_t)));
+    const SelectorValues from = values_of(values, core_.arena().header().live);
+    const SelectorHeader header = header_of(state);
+    const auto heap_changes = nb::cast<uint64_t>(state["heap_changes"]);
+    bool good = false;
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      good = SelectorState(selector_).copy_in(header, heap_changes, epoch, from);
+    });
+    return good;
   }
 
   // The batch of these ids (an int64 array [count]), or the index of the first one that is not live. `number`: of the

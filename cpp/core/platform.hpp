@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -36,6 +37,11 @@ inline void spin_pause() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// Writes the changed pages of a file's mapping to the disk and waits until they are there. 0, or the error.
+inline int write_out(char* memory, uint64_t bytes) {
+  return msync(memory, bytes, MS_SYNC) == 0 ? 0 : errno;
 }
 
 // A mutex that lives inside the buffer's memory, so that it means the same in every process that maps it.

@@ -38,6 +38,8 @@ class RankHeap {
   uint64_t size() const { return header_->size; }
   double mass(uint64_t row) const { return places_[row] ? mass_of_rank(places_[row] - 1) : 0.0; }
   double key(uint64_t row) const { return keys_[row]; }
+  // 1 + the place of the row in the heap, 0 if it is not there.
+  uint32_t place(uint64_t row) const { return places_[row]; }
   // The sum of the masses of all ranks in use.
   double total() const { return size() ? cumulative_[size() - 1] : 0.0; }
   // The mass of the last rank, 0 if there is none.
@@ -71,6 +73,32 @@ class RankHeap {
       for (uint64_t i = done; i < done + some; ++i) rows[i] = entries_[rows[i]];
     }
   }
+
+  struct Entry {
+    uint32_t row, place;
+    double key;
+  };
+
+  // Puts the rows of a heap back where they were, in place of all that is there. False if two are at one place, or one
+  // is nowhere; then the heap is empty.
+  bool restore(const std::vector<Entry>& entries, uint64_t changes) {
+    while (size() > 0) remove(entries_[size() - 1]);
+    std::vector<bool> taken(entries.size());
+    for (const Entry& entry : entries) {
+      if (entry.place >= entries.size() || taken[entry.place]) return false;
+      taken[entry.place] = true;
+    }
+    for (const Entry& entry : entries) {
+      move(entry.row, entry.place);
+      keys_[entry.row] = entry.key;
+    }
+    header_->size = entries.size();
+    header_->changes = changes;
+    extend_cumulative(size());
+    return true;
+  }
+  // Since the last sort.
+  uint64_t changes() const { return header_->changes; }
 
   // Makes the ranks exact: keys descending, equal keys by ascending row. Takes 16 bytes a row for the while; where they
   // are not to be had the ranks stay as they are, which is no error, until the next time.
@@ -115,13 +143,15 @@ class RankHeap {
     if (places_[row] == 0) {
       const uint64_t last = header_->size++;
       move(row, last);
-      if (last == header_->cumulative) {
-        cumulative_[last] = (last ? cumulative_[last - 1] : 0.0) + mass_of_rank(last);
-        ++header_->cumulative;
-      }
+      extend_cumulative(size());
     }
     keys_[row] = key;
     settle(row, places_[row] - 1);
+  }
+
+  void extend_cumulative(uint64_t ranks) {
+    for (uint64_t& last = header_->cumulative; last < ranks; ++last)
+      cumulative_[last] = (last ? cumulative_[last - 1] : 0.0) + mass_of_rank(last);
   }
 
   void remove(uint32_t row) {

@@ -1,6 +1,7 @@
 // Appending: the one place that writes transitions. The caller holds the lock and has checked types and shapes.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 #include <span>
 
@@ -74,6 +75,7 @@ class Ring {
       ++state.begin;
       --arena_.header().live;
     }
+    in_order();
     evict(lane, state, next_row);
 
     Words words{block.reward[i], at, 0};
@@ -98,6 +100,7 @@ class Ring {
 
     state.head_row = static_cast<uint32_t>(next_row - base);
     ++arena_.header().live;
+    in_order();
     return static_cast<int64_t>(state.head++ * layout_.spec.lanes + lane);
   }
 
@@ -118,19 +121,24 @@ class Ring {
   void clear() {
     for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane) {
       LaneHeader& state = arena_.lane(lane);
+      state.begin = state.head;
+      state.open = 0;
+      in_order();
       const uint64_t used = std::min(state.head, layout_.rows);
       for (uint64_t back = 1; back <= used; ++back) {
         const uint64_t base = lane * layout_.rows;
         forget(arena_.before(base + state.head_row, base, back % layout_.rows));
       }
-      state.begin = state.head;
-      state.open = 0;
       state.final_free = state.final_used = state.prefix_free = state.prefix_used = 0;
     }
     arena_.header().live = 0;
   }
 
  private:
+  // What was stored before is there before what is stored after, also for who finds the memory when this process was
+  // killed between the two.
+  static void in_order() { std::atomic_thread_fence(std::memory_order_release); }
+
   SlotPool finals(uint64_t lane, LaneHeader& state) const {
     return {reinterpret_cast<uint32_t*>(arena_.at(layout_.final_links)) + lane * layout_.rows, state.final_free,
             state.final_used};
@@ -205,7 +213,9 @@ class Ring {
       const Leaf& leaf = layout_.obs[index];
       std::memcpy(arena_.final(leaf, lane * layout_.rows + slot), source(leaf, index), leaf.bytes);
     }
+    in_order();
     arena_.words(row).final = slot + 1;
+    in_order();
   }
 
   // Gives back what a row's former transition still held; its values are dead.

@@ -34,6 +34,9 @@ class Selector {
       masses_.emplace<SumTree>(memory + places_.masses, rows, spec.minima);
   }
 
+  // True if a selector of this kind has been in this memory.
+  bool is_mine() const { return header().magic == kSelectorMagic && header().bytes == places_.end; }
+
   void init(uint64_t seed) {
     SelectorHeader& state = header();
     state.magic = kSelectorMagic;
@@ -129,6 +132,7 @@ class Selector {
   void prefetch_end(uint64_t row) const { __builtin_prefetch(&end(row)); }
 
  private:
+  friend class SelectorState;
   static constexpr uint32_t kOpen = UINT32_MAX;
 
   // Changes of masses, written together: a parent is recomputed once for neighbours.
@@ -207,6 +211,7 @@ class Selector {
     }
   }
   void write(const uint64_t* rows, const double* values, uint64_t count) {
+    ++header().changes;
     if (auto* tree = std::get_if<SumTree>(&masses_)) tree->set(rows, values, count);
     if (auto* heap = std::get_if<RankHeap>(&masses_)) heap->set(rows, values, count);
   }
@@ -300,6 +305,7 @@ class Selector {
       if (masses) masses[done] = masses[i];
       ++done;
       --header().uses_left;
+      ++header().changes;
       if (++uses(row) == spec_.max_uses) write(&row, &kAbsent, 1);
     }
     return done;

@@ -31,7 +31,8 @@ struct SelectorHeader {
   double largest;  // priority of new anchors
   uint64_t uses_left;
   uint64_t epoch, epoch_size, epoch_at;  // shuffled: number, transitions when it began, next of its order
-  uint64_t unused[7];
+  uint64_t changes;                      // of masses and uses, counted: a snapshot asks whether there were any
+  uint64_t unused[6];
 };
 static_assert(sizeof(SelectorHeader) == 2 * kCacheLine);
 

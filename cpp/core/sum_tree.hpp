@@ -81,6 +81,9 @@ class SumTree {
       find_some(targets + done, std::min(kFindTogether, count - done), leaves + done);
   }
 
+  // Sets a mass and leaves the sums as they were: for many, before a `rebuild`.
+  void put(uint64_t leaf, double mass) { sums_[0][leaf] = mass; }
+
   // Recomputes everything from the masses. O(leaves).
   void rebuild() { recompute_from(1); }
 

@@ -6,14 +6,17 @@ it at random. Importing this package needs NumPy alone.
 
 from relive.batch import Batch
 from relive.buffer import ReplayBuffer
+from relive.durable import attach, load
 from relive.errors import (
     ConfigError,
     NotEnoughDataError,
     ProtocolError,
     ReplayError,
     SchemaError,
+    SnapshotError,
     StaleIdError,
 )
+from relive.mapped import Mmap
 from relive.mixture import Mixture
 from relive.samplers import Prioritized, Shuffled, Uniform
 from relive.schema import Field, Schema
@@ -29,6 +32,7 @@ __all__ = [
     "Hindsight",
     "Memory",
     "Mixture",
+    "Mmap",
     "NotEnoughDataError",
     "Plan",
     "Prioritized",
@@ -39,8 +43,11 @@ __all__ = [
     "SchemaError",
     "Sequences",
     "Shuffled",
+    "SnapshotError",
     "StaleIdError",
     "Transitions",
     "Uniform",
+    "attach",
+    "load",
     "plan",
 ]

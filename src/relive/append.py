@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from relive._core import Core
 from relive.errors import SchemaError
 from relive.fitting import conform
+from relive.mapped import Synced
 from relive.schema import FLAG, REWARD, Field, Schema, flatten, leaves
 
 
 class Appender:
     """Appends transitions of one schema to one core."""
 
-    def __init__(self, core: Core, schema: Schema, lanes: int) -> None:
+    def __init__(self, core: Core | Synced, schema: Schema, lanes: int) -> None:
         self._core = core
         self._schema = schema
         self._lanes = lanes

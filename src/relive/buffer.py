@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from relive._core import Core
-from relive.append import Appender, collect, conform_all
+from relive.append import collect, conform_all
 from relive.arguments import check_lane, check_mask, check_priority, check_seed, has_lead
+from relive.assembly import Spec, Storage, assemble
 from relive.batch import Batch
 from relive.engine import check_axes, check_updates, keeps_priorities
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
-from relive.forking import Lock, watch
+from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.reading import Output, Reader
+from relive.restoring import Restorer
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Field, Schema, leaves
-from relive.storage import Memory, core_field, core_fields, divide, format_bytes, history, measure
+from relive.snapshot import Manifest
+from relive.storage import Memory, divide, format_bytes, history, measure
 from relive.views import Hindsight, Sequences, View
 from relive.writers import Writer
 
@@ -60,47 +64,52 @@ class ReplayBuffer:
         lanes: int | None = None,
         sampler: BuiltIn | Sampler | None = None,
         view: View | Hindsight | None = None,
-        storage: Memory | None = None,
+        storage: Storage | None = None,
         seed: int | None = None,
     ) -> None:
         self._view, self._sampler = check_axes(view, sampler)
         self._storage = Memory() if storage is None else storage
-        for name, value, kind in (("schema", schema, Schema | None), ("storage", self._storage, Memory)):
+        for name, value, kind in (("schema", schema, Schema | None), ("storage", self._storage, Storage)):
             if not isinstance(value, kind):
                 raise ConfigError(f"{name}: expected {kind}, got {value!r}.")
         self._seed = check_seed(secrets.randbits(64) if seed is None else seed)
         self._capacity, self._lanes = divide(capacity, lanes, schema)
         self._num_readers = 0  # made by `reader`
         self._schema: Schema | None = None
-        self._building = Lock()
+        self._building, self._saving = Lock(), Lock()
         self._flat = False  # observation and action are single arrays
         if schema is not None:
             self._build(schema)
 
-    def _build(self, schema: Schema) -> None:
+    @classmethod
+    def _assembled(cls, spec: Spec, storage: Storage, *, attach: bool = False) -> ReplayBuffer:
+        """A buffer from all that it is; with `attach`, the one that lies in a file."""
+        buffer = cls(
+            spec.capacity, lanes=spec.lanes, sampler=spec.sampler, view=spec.view, storage=storage, seed=spec.seed
+        )
+        divide(spec.capacity, spec.lanes, spec.schema)
+        buffer._build(spec.schema, attach=attach)
+        return buffer
+
+    def _build(self, schema: Schema, *, attach: bool = False) -> None:
         """Lays out the memory, once the schema is known."""
-        sizes = measure(schema, self._capacity, self._lanes, self._view, self._sampler)
-        selector_at = sizes.max_bytes - sizes.sampler_bytes
-        busy = (0, sizes.full_bytes - sizes.sampler_bytes), (selector_at, sizes.max_bytes)
-        memory = self._storage.allocate(sizes.max_bytes, busy)
-        self._core = Core(
-            memory,
-            core_fields(schema.obs, "obs"),
-            core_fields(schema.action, "action"),
-            [core_field(extra) for extra in schema.extras.values()],
-            self._lanes,
-            self._capacity // self._lanes,
-            schema.stacked,
-            history(schema, self._view),
-        )
-        self._reading = Reader(
-            self._core, schema, self._view, self._sampler, (memory, selector_at), self._seed, primary=True
-        )
-        watch(self._core)
-        self._appender = Appender(self._core, schema, self._lanes)
+        spec = Spec(self._capacity, self._lanes, schema, self._sampler, self._view, self._seed)
+        self._engine = assemble(spec, self._storage, attach=attach)
+        self._core, self._appender, self._reading = self._engine.into, self._engine.appender, self._engine.reading
+        self._spec = spec
         self._extras, self._num_extras = tuple(schema.extras), len(schema.extras)
         self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
+
+    def _restore(self, restorer: Restorer, directory: Path, manifest: Manifest, *, anew: bool) -> None:
+        """Takes the contents of a snapshot; `anew`: all but what its sampler kept."""
+        restorer.fill()
+        if anew:
+            self._reading.resume(self._seed, restorer.draws)
+        else:
+            restorer.select(self._reading.native)
+        self._num_readers = int(manifest.buffer["readers"])
+        self._engine.saver.knows(directory, manifest)
 
     def push(
         self,
@@ -364,7 +373,50 @@ class ReplayBuffer:
             seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
         sizes = measure(self._schema, self._capacity, self._lanes, view, sampler)
         memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])
-        return Reader(self._core, self._schema, view, sampler, (memory, 0), check_seed(seed), primary=False)
+        return Reader(self._engine.core, self._schema, view, sampler, (memory, 0), check_seed(seed), primary=False)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        note: Any = None,
+        compression: Literal["zstd"] | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Saves the whole state to a directory; to one it was saved to before, only what is new.
+
+        Transitions and final observations, priorities, uses, generator and counters, open episodes, schema, sampler and
+        view. Not what further readers and a user's own sampler keep. Other threads may push and sample meanwhile: the
+        snapshot is the buffer at one moment, and they wait for no longer than it takes to copy what the sampler keeps.
+        (Who pushes faster than the disk writes, for long, is made to wait for it.) Killed at any moment, or out of
+        room, the directory holds the snapshot that was there before.
+
+        The files are plain `.npy`, checked by checksums when they are loaded; see docs/snapshots.md. Saving to a path
+        that this buffer was loaded from goes on there.
+
+        Args:
+            path: a directory; new, or one that this buffer was saved to or loaded from.
+            note: anything that JSON can hold, committed with the snapshot: `relive.snapshot.read_note`.
+            compression: "zstd" for smaller files; for data that is saved from now on. Needs zstandard.
+            overwrite: replace the snapshot of another buffer.
+
+        Returns:
+            int: bytes written.
+
+        Raises:
+            ConfigError: no schema yet, a snapshot of another buffer, or a note that JSON cannot hold.
+            SnapshotError: the disk is full or broken, or another process saves there; what was there before stays.
+
+        Cost: O(new transitions) written, plus 8 bytes a live transition where the sampler keeps priorities. Memory:
+            about 1 MB, and those 8 bytes.
+        """
+        if self._schema is None:
+            raise ConfigError("save: expected a schema, got none yet. Give the buffer one, or push first.")
+        if compression not in (None, "zstd"):
+            raise ConfigError(f"save: expected compression to be 'zstd' or None, got {compression!r}.")
+        with self._saving:
+            card = {**self._spec.to_dict(), "readers": self._num_readers}
+            return self._engine.saver.save(Path(path), card, note, compression is not None, overwrite)
 
     def end_episodes(self, mask: ArrayLike | None = None) -> int:
         """Truncates the episodes that go on: the newest transition of each such lane gets truncated=True.
@@ -455,7 +507,7 @@ class ReplayBuffer:
         return self._view
 
     @property
-    def storage(self) -> Memory:
+    def storage(self) -> Storage:
         """Where the bytes live."""
         return self._storage
 

@@ -8,13 +8,18 @@ import weakref
 
 from relive._core import Core
 
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_cores: weakref.WeakKeyDictionary[Core, bool] = weakref.WeakKeyDictionary()  # whether children share its memory
 _held: list[Core] = []
 
 
-def watch(core: Core) -> None:
-    """Keeps the core's lock usable in the children of this process."""
-    _cores.add(core)
+def watch(core: Core, *, shared: bool = False) -> None:
+    """Keeps the core's lock usable in the children of this process.
+
+    Args:
+        core: whose.
+        shared: whether children see the same memory, and so the same lock, which stays the parent's to release.
+    """
+    _cores[core] = shared
 
 
 class Lock:
@@ -54,7 +59,9 @@ def _release() -> None:
 
 def _renew() -> None:
     while _held:
-        _held.pop().renew()
+        core = _held.pop()
+        if not _cores[core]:
+            core.renew()
     for lock in list(_locks):
         lock.renew()
 

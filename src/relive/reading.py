@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from relive._core import Core
+from relive._core import Core, Found
 from relive._core import Reader as Native
 from relive.arguments import as_errors, as_ids, drawn
 from relive.batch import Batch
@@ -48,10 +48,11 @@ class Reader:
         seed: int,
         *,
         primary: bool,
+        found: Found = Found.ZEROED,
     ) -> None:
-        """Attaches to zeroed memory (object, offset). To the primary one go the priorities that pushes give."""
+        """Takes memory (object, offset), as it was found. To the primary one go the priorities that pushes give."""
         self._core = core
-        self._native = Native(core, *memory, options(schema, view, sampler), seed, primary)
+        self._native = Native(core, *memory, options(schema, view, sampler), seed, primary, found)
         self._schema, self._view, self._sampler, self._seed = schema, view, sampler, seed
         self._custom = None if isinstance(sampler, BuiltIn) else sampler
         self._newest = sampler.newest if isinstance(sampler, BuiltIn) else 0
@@ -115,6 +116,23 @@ class Reader:
                 "It was overwritten, cleared, or never pushed."
             )
         return self._batch(arrays, output, device, out)
+
+    @property
+    def native(self) -> Native:
+        """What does the work; for `saving` and `restoring`."""
+        return self._native
+
+    def resume(self, seed: int, draws: int) -> None:
+        """Goes on after so many batches; priorities and uses begin anew."""
+        state = {"seed": seed, "draws": draws, "largest": 1.0, "heap_changes": 0, "changes": 0}
+        state |= dict.fromkeys(("epoch", "epoch_size", "epoch_at"), 0)
+        if not self._native.restore(state, np.zeros((self._core.num_lanes, 2), np.uint64), (None, None, None)):
+            raise AssertionError("a fresh reader refused to go on")
+
+    @property
+    def draws(self) -> int:
+        """Batches drawn so far."""
+        return self._native.draws
 
     def update_priorities(self, ids: ArrayLike, abs_td: ArrayLike) -> int:
         """Gives anchors new priorities, see `ReplayBuffer.update_priorities`."""

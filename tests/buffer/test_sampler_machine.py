@@ -8,7 +8,10 @@ its batches must be the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -26,6 +29,7 @@ from model.options import HINDSIGHT, OTHERS, PRIORITIZED, SEQUENCES, TRANSITIONS
 from model.reference import Model, Row, View
 from model.samplers import Epochs, Priorities, Reading
 from model.sequences import SequenceView, sequence_rows
+from relive.samplers import BuiltIn
 
 RAW = [0.0, 1e-3, 0.5, 1.0, 2.0, 7.25, 100.0]
 BAD = [np.nan, np.inf, -np.inf, -1.0, -1e-30]
@@ -69,6 +73,8 @@ class SamplerMachine(RuleBasedStateMachine):
         view, sampler, options, hindsight = self.draw_options(data, seed=5)
         self.buffers = [relive.ReplayBuffer(depth * lanes, self.kind.schema(lanes), **options) for _ in range(2)]
         self.readers: list[Reader] = []
+        self.root = tempfile.mkdtemp()
+        self.saved_to = f"{self.root}/snapshot"
         self.attend(*self.buffers, view, sampler, hindsight)
         for lane in range(lanes):
             self.extend(seed + lane, with_priority=False)
@@ -187,6 +193,24 @@ class SamplerMachine(RuleBasedStateMachine):
             assert buffer.end_episodes(mask) == expected
         for reader in self.readers:
             reader.reading.changed()
+
+    @rule(seed=SEEDS)
+    def save_and_load(self, seed: int) -> None:
+        """One of the two is saved and goes on as what is loaded; nobody could tell. Further readers are not saved."""
+        own, buffer = self.readers[0], self.buffers[0]
+        if seed % 5 == 0:
+            self.saved_to += "'"  # a directory it was not saved to before
+        buffer.save(self.saved_to, compression=[None, None, "zstd"][seed % 3])
+        custom = None if isinstance(own.sampler, BuiltIn) else own.sampler
+        loaded = relive.load(self.saved_to, view=buffer.view, sampler=custom)
+        assert repr(loaded) == repr(buffer)
+        self.buffers[0] = loaded
+        self.readers = [replace(own, real=loaded)]
+
+    def teardown(self) -> None:
+        """Remove what was saved."""
+        if hasattr(self, "root"):
+            shutil.rmtree(self.root)
 
     @rule(seldom=st.sampled_from([False] * 5 + [True]))
     def clear(self, seldom: bool) -> None:

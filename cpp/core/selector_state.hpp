@@ -1,0 +1,198 @@
+// What a selector keeps that nothing else tells, copied out for a snapshot and put back into fresh memory. Values of
+// live transitions lie in the order of lanes, then of times; not in that of rows.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "selector.hpp"
+
+namespace relive {
+
+// One value a live transition; null where the selector keeps none.
+struct SelectorValues {
+  double* masses = nullptr;    // priorities as they are kept; kNoAnchor, or NaN where nothing is known
+  uint32_t* places = nullptr;  // ranked: 1 + the place in the heap, 0 for none
+  uint32_t* uses = nullptr;
+};
+
+class SelectorState {
+ public:
+  static constexpr double kNoAnchor = -1.0;
+
+  explicit SelectorState(Selector& selector) : it_(selector), arena_(selector.arena_) {}
+
+  // Reads what is known: all, after a sync. Writes nothing to the selector.
+  void copy_out(const SelectorValues& to) const {
+    uint64_t i = 0;
+    each_live([&](uint64_t lane, uint64_t time, uint64_t row) {
+      const SelectorLane& seen = it_.lane(lane);
+      const bool known = time >= seen.begin && time < seen.head;
+      if (to.masses) to.masses[i] = known ? mass(row) : std::numeric_limits<double>::quiet_NaN();
+      if (to.places) to.places[i] = known ? std::get<RankHeap>(it_.masses_).place(row) : 0;
+      if (to.uses) to.uses[i] = known ? std::min(it_.uses(row), it_.spec_.max_uses) : 0;
+      ++i;
+    });
+  }
+
+  // Into a selector just initialised, whose arena has its contents. What is not known begins anew. False if the values
+  // contradict each other; then it is not to be used.
+  bool copy_in(const SelectorHeader& header, uint64_t heap_changes, const uint64_t* epochs, const SelectorValues& from,
+               bool is_recovery = false) {
+    SelectorHeader& now = it_.header();
+    now.seed = header.seed;
+    now.draws = header.draws;
+    if (!(header.largest >= 0) || !std::isfinite(header.largest)) return false;
+    now.largest = header.largest;
+    now.changes = header.changes;
+    if (!put_epochs(header, epochs)) {
+      if (!is_recovery) return false;
+      forget_epochs();  // killed in the midst of beginning one
+    }
+    if (from.masses && !all_valid(from)) return false;
+    // Only a sync finds out where episodes end, and what to give to those of whom nothing is known.
+    if (it_.spec_.ends || (it_.spec_.keeps_masses() && !all_known(from))) it_.sync();
+    if (!put_values(from, heap_changes)) return false;
+    if (it_.follows()) catch_up();
+    return true;
+  }
+
+  // Begin and head of every lane when the epoch under way began.
+  static void epochs(const Selector& selector, uint64_t* to) {
+    for (uint64_t lane = 0; lane < selector.arena_.layout().spec.lanes; ++lane) {
+      to[2 * lane] = selector.lane(lane).epoch_begin;
+      to[2 * lane + 1] = selector.lane(lane).epoch_head;
+    }
+  }
+  static uint64_t heap_changes(const Selector& selector) {
+    const auto* heap = std::get_if<RankHeap>(&selector.masses_);
+    return heap ? heap->changes() : 0;
+  }
+
+  // Makes a selector whole again whose process was killed, over an arena that is: priorities and uses written before
+  // that are kept, sums and orders made anew.
+  static void recover(Selector& selector) {
+    const SelectorHeader header = selector.header();
+    const SelectorSpec& spec = selector.spec_;
+    const uint64_t live = selector.arena_.header().live;
+    std::vector<uint64_t> epoch(2 * selector.arena_.layout().spec.lanes);
+    std::vector<double> masses(spec.keeps_masses() ? live : 0);
+    std::vector<uint32_t> uses(spec.max_uses ? live : 0);
+    const SelectorValues values{spec.keeps_masses() ? masses.data() : nullptr, nullptr,
+                                spec.max_uses ? uses.data() : nullptr};
+    SelectorState state(selector);
+    epochs(selector, epoch.data());
+    state.copy_out(values);
+    std::memset(selector.memory_, 0, selector.places_.end);
+    selector.init(header.seed);
+    state.copy_in(header, 0, epoch.data(), values, true);
+  }
+
+ private:
+  void forget_epochs() {
+    SelectorHeader& now = it_.header();
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane)
+      it_.lane(lane).epoch_begin = it_.lane(lane).epoch_head = 0;
+    now.epoch_size = now.epoch_at = 0;
+  }
+
+  template <typename Visit>
+  void each_live(Visit visit) const {
+    const uint64_t lanes = arena_.layout().spec.lanes, rows = arena_.layout().rows;
+    for (uint64_t lane = 0; lane < lanes; ++lane) {
+      const LaneHeader& state = arena_.lane(lane);
+      for (uint64_t time = state.begin; time < state.head; ++time) visit(lane, time, lane * rows + time % rows);
+    }
+  }
+
+  double mass(uint64_t row) const {
+    if (const auto* heap = std::get_if<RankHeap>(&it_.masses_)) return heap->place(row) ? heap->key(row) : kNoAnchor;
+    return it_.mass(row) > 0 ? it_.mass(row) : kNoAnchor;
+  }
+
+  bool put_epochs(const SelectorHeader& header, const uint64_t* epochs) {
+    SelectorHeader& now = it_.header();
+    uint64_t size = 0;
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) {
+      const uint64_t begin = epochs[2 * lane], head = epochs[2 * lane + 1];
+      if (begin > head || head > arena_.lane(lane).head || head - begin > arena_.layout().spec.lane_capacity)
+        return false;
+      it_.lane(lane).epoch_begin = begin;
+      it_.lane(lane).epoch_head = head;
+      size += head - begin;
+    }
+    if (header.epoch_size != size || header.epoch_at > size) return false;
+    now.epoch = header.epoch;
+    now.epoch_size = header.epoch_size;
+    now.epoch_at = header.epoch_at;
+    return true;
+  }
+
+  bool all_known(const SelectorValues& from) const {
+    bool known = from.masses != nullptr;
+    uint64_t i = 0;
+    each_live([&](uint64_t, uint64_t, uint64_t) { known = known && !std::isnan(from.masses[i++]); });
+    return known;
+  }
+  bool all_valid(const SelectorValues& from) const {
+    bool valid = true;
+    uint64_t i = 0;
+    each_live([&](uint64_t, uint64_t, uint64_t) {
+      const double mass = from.masses[i++];
+      valid =
+          valid && (std::isnan(mass) || mass == kNoAnchor || (mass >= 0 && mass <= std::numeric_limits<double>::max()));
+    });
+    return valid;
+  }
+
+  bool put_values(const SelectorValues& from, uint64_t heap_changes) {
+    auto* tree = std::get_if<SumTree>(&it_.masses_);
+    auto* heap = std::get_if<RankHeap>(&it_.masses_);
+    std::vector<RankHeap::Entry> entries;
+    bool valid = true;
+    uint64_t i = 0;
+    it_.header().uses_left = 0;
+    each_live([&](uint64_t, uint64_t, uint64_t row) {
+      if (from.uses) {
+        it_.uses(row) = from.uses[i];
+        valid = valid && from.uses[i] <= it_.spec_.max_uses;
+      }
+      if (from.masses && !std::isnan(from.masses[i])) {
+        if (tree) tree->put(row, std::max(from.masses[i], 0.0));
+        if (heap && from.places) {
+          if ((from.places[i] != 0) != (from.masses[i] >= 0)) valid = false;
+          if (from.places[i]) entries.push_back({static_cast<uint32_t>(row), from.places[i] - 1, from.masses[i]});
+        } else if (heap) {
+          heap->set(&row, &from.masses[i], 1);
+        }
+      }
+      ++i;
+    });
+    if (tree) tree->rebuild();
+    if (heap && from.places) valid = valid && heap->restore(entries, heap_changes);
+    if (it_.spec_.max_uses)
+      each_live([&](uint64_t, uint64_t, uint64_t row) {
+        if (it_.mass(row) > 0) it_.header().uses_left += it_.spec_.max_uses - it_.uses(row);
+      });
+    return valid && (!tree || std::isfinite(it_.total()));
+  }
+
+  // Everything that is live was taken into account.
+  void catch_up() {
+    const uint64_t rows = arena_.layout().rows;
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) {
+      const LaneHeader& state = arena_.lane(lane);
+      SelectorLane& seen = it_.lane(lane);
+      seen.begin = state.begin;
+      seen.head = state.head;
+      seen.ended = state.head > state.begin && arena_.words(lane * rows + (state.head - 1) % rows).final != 0 &&
+                   (it_.spec_.ends || !it_.spec_.rule.all());
+    }
+  }
+
+  Selector& it_;
+  Arena arena_;
+};
+
+}  // namespace relive

@@ -1,0 +1,251 @@
+"""Files that are written once, block by block, each block with a checksum; and what makes them appear all at once.
+
+Everything that a snapshot does to the disk happens here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relive.errors import SnapshotError
+
+BLOCK = 1 << 20
+"""Bytes between two checksums of a file, its head apart."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file as it was written.
+
+    Attributes:
+        name: in its directory.
+        size: bytes.
+        head: bytes that come before the first block; the first checksum is theirs.
+        checksums: CRC-32 of the head, then of every block.
+    """
+
+    name: str
+    size: int
+    head: int
+    checksums: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        sums = "".join(f"{checksum:08x}" for checksum in self.checksums)
+        return {"name": self.name, "bytes": self.size, "head": self.head, "crc32": sums}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> File:
+        """The inverse of `to_dict`."""
+        name, size, head, sums = str(data["name"]), int(data["bytes"]), int(data["head"]), str(data["crc32"])
+        checksums = tuple(int(sums[place : place + 8], 16) for place in range(0, len(sums), 8))
+        if Path(name).name != name or not 0 <= head <= size or len(checksums) != 1 + -(-(size - head) // BLOCK):
+            raise ValueError(f"impossible file {name!r}")
+        return cls(name, size, head, checksums)
+
+
+class Sink:
+    """Writes one file. Its head, of known length, is written last: it says how much came."""
+
+    def __init__(self, directory: Path, name: str, head: int, worker: ThreadPoolExecutor) -> None:
+        self._path = directory / name
+        self._head, self._worker = head, worker
+        self._checksums: list[int] = []
+        self._running, self._filled, self._size = 0, 0, head
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        _write(self._file, memoryview(bytes(head)), self._path)
+
+    def write(self, data: memoryview) -> None:
+        """Appends bytes. Their checksum is computed while they are written."""
+        if len(data) == 0:
+            return
+        summed: Future[None] = self._worker.submit(self._sum, data)
+        try:
+            _write(self._file, data, self._path)
+        finally:
+            summed.result()
+        self._size += len(data)
+
+    def finish(self, head: bytes) -> File:
+        """Writes the head and sees to it that everything is on the disk."""
+        assert len(head) == self._head
+        os.pwrite(self._file, head, 0)
+        os.fsync(self._file)
+        self.close()
+        if self._filled:
+            self._checksums.append(self._running)
+        return File(self._path.name, self._size, self._head, (zlib.crc32(head), *self._checksums))
+
+    def close(self) -> None:
+        """Lets go of the file; what is not finished is of no use."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _sum(self, data: memoryview) -> None:
+        while len(data):
+            some = data[: BLOCK - self._filled]
+            self._running = zlib.crc32(some, self._running)
+            self._filled += len(some)
+            data = data[len(some) :]
+            if self._filled == BLOCK:
+                self._checksums.append(self._running)
+                self._running = self._filled = 0
+
+
+class Spring:
+    """Reads one file from its first block on. Hands out no byte whose block's checksum was not right."""
+
+    def __init__(self, directory: Path, file: File, worker: ThreadPoolExecutor) -> None:
+        self._path, self._file, self._worker = directory / file.name, file, worker
+        self._input = _open(self._path)
+        try:
+            size = os.fstat(self._input).st_size
+            if size != file.size:
+                raise SnapshotError(
+                    f"{self._path}: expected {file.size:,} bytes, got {size:,} (damaged from byte "
+                    f"{min(size, file.size):,} on). Load another copy."
+                )
+            self.head = self._block(0)
+        except BaseException:
+            os.close(self._input)
+            raise
+        self._next = 1
+        self._ready = memoryview(b"")
+        self._coming = self._ahead()
+
+    def readinto(self, into: memoryview) -> int:
+        """Fills `into` as far as the file goes; returns how far."""
+        done = 0
+        while done < len(into):
+            if not len(self._ready):
+                if self._coming is None:
+                    break
+                self._ready = memoryview(self._coming.result())
+                self._coming = self._ahead()
+            some = self._ready[: len(into) - done]
+            into[done : done + len(some)] = some
+            self._ready = self._ready[len(some) :]
+            done += len(some)
+        return done
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        into = bytearray(size)
+        return bytes(memoryview(into)[: self.readinto(memoryview(into))])
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._coming is not None:
+            with contextlib.suppress(Exception):
+                self._coming.result()
+        os.close(self._input)
+
+    def _ahead(self) -> Future[bytes] | None:
+        """The next block is read and checked while this one is used."""
+        if self._next == len(self._file.checksums):
+            return None
+        self._next += 1
+        return self._worker.submit(self._block, self._next - 1)
+
+    def _block(self, number: int) -> bytes:
+        start, size = (0, self._file.head) if number == 0 else (self._file.head + (number - 1) * BLOCK, BLOCK)
+        size = min(size, self._file.size - start)
+        data = os.pread(self._input, size, start)
+        if zlib.crc32(data) != self._file.checksums[number] or len(data) != size:
+            raise SnapshotError(
+                f"{self._path}: expected the bytes that were written, got others (between byte {start:,} and "
+                f"{start + size:,}). The file is damaged; load another copy."
+            )
+        return data
+
+
+def verify(directory: Path, file: File) -> None:
+    """Reads a file and compares all its checksums.
+
+    Raises:
+        SnapshotError: it is not as it was written; says where.
+    """
+    with ThreadPoolExecutor(1) as worker, contextlib.closing(Spring(directory, file, worker)) as spring:
+        into = memoryview(bytearray(BLOCK))
+        while spring.readinto(into):
+            pass
+
+
+def replace(directory: Path, name: str, data: bytes) -> None:
+    """Makes a file appear with these contents, all at once: whoever looks sees the old ones or the new ones.
+
+    What was written to the directory before is on the disk before it appears.
+    """
+    fresh = directory / f"{name}.new"
+    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write(file, memoryview(data), fresh)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    sync_directory(directory)
+    os.rename(fresh, directory / name)  # noqa: PTH104 - all of a snapshot's disk goes through os
+    sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
+    """Sees to it that the names in a directory are on the disk."""
+    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps other processes from writing to a directory. The system ends it with the process.
+
+    Raises:
+        SnapshotError: another one does.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SnapshotError(
+                f"{directory}: expected to be the only one who writes here, another process saves to it. Wait, or "
+                "save elsewhere."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: expected a file of the snapshot, found none. Load another copy.") from None
+
+
+def _write(file: int, data: memoryview, path: Path) -> None:
+    try:
+        while len(data):
+            data = data[os.write(file, data) :]
+    except OSError as error:
+        raise SnapshotError(
+            f"{path}: expected to write {len(data):,} more bytes, got an error of the disk ({error.strerror}). The "
+            "snapshot that was there before is whole."
+        ) from error

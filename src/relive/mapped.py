@@ -1,0 +1,266 @@
+"""A buffer in a file: larger than memory, and still there after its process was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive import disk
+from relive._core import Core, Found, read_seal, write_seal
+from relive.checks import integer
+from relive.errors import ConfigError, SnapshotError
+from relive.forking import Lock
+from relive.snapshot import frame, unframe
+
+ARENA, CARD, SYNCED = "arena", "buffer.json", "synced.json"
+_CARD_KIND, _SYNCED_KIND = "relive buffer", "relive synced lanes"
+
+
+@dataclass(frozen=True)
+class Mmap:
+    """A file, mapped into memory: the system keeps what is used in memory and the rest on the disk.
+
+    A new buffer makes the directory; `relive.attach(path)` opens it again, after a crash of the process with everything
+    up to the last completed push. The machine's page cache is what makes that so: nothing waits for the disk.
+    If the machine itself loses its power, what it had not written yet is lost, anywhere in the file: then only what
+    `sync` had seen to is used, and without it nothing is.
+
+    The space for full rings is reserved on the disk when the buffer is made. Final observations, one an ended episode,
+    take theirs as they come: a disk that fills up then ends the process (SIGBUS), as with every mapped file.
+
+    Attributes:
+        path: a directory, new or empty.
+        sync: write everything out before more than so many further transitions of a lane are pushed. After a power loss
+            the newest `sync` of each lane are lost, and up to as many of the oldest ones of a full lane; priorities
+            begin anew. A push that is due waits for the disk. None leaves it to the system.
+    """
+
+    path: str
+    sync: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
+            raise ConfigError(f"Mmap: expected the path of a directory, got {self.path!r}.")
+        object.__setattr__(self, "path", os.fspath(self.path))
+        if self.sync is not None:
+            object.__setattr__(self, "sync", integer("Mmap", "sync", self.sync, 1, 2**40))
+
+    def allocate(self, num_bytes: int, busy: Iterable[tuple[int, int]]) -> mmap.mmap:
+        """Zeroed memory in a new file.
+
+        Raises:
+            ConfigError: there is a buffer already, or no room on the disk.
+            SnapshotError: another process has the directory open.
+        """
+        path = Path(self.path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError(f"Mmap: expected a directory, got the file {path}. Give another path.") from None
+        if os.path.lexists(path / CARD):
+            raise ConfigError(
+                f"Mmap: expected a new directory, {path} holds a buffer. Open it with relive.attach, or remove it."
+            )
+        file = _claim(path, os.O_CREAT)
+        try:
+            os.ftruncate(file, 0)
+            os.ftruncate(file, num_bytes)
+            for start, end in busy:
+                if end > start:
+                    os.posix_fallocate(file, start, end - start)
+            return _map(file, num_bytes)
+        except OSError as error:
+            disk.remove(path / ARENA)
+            os.close(file)
+            raise ConfigError(
+                f"Mmap: expected {num_bytes:,} bytes of room in {path}, got an error of the system ({error.strerror}). "
+                "Choose a smaller capacity or another disk."
+            ) from error
+
+    def describe(self, card: dict[str, Any]) -> None:
+        """Writes down what the buffer is: from now on it can be attached to."""
+        disk.replace(Path(self.path), CARD, frame(_CARD_KIND, card))
+
+    def open(self, num_bytes: int) -> mmap.mmap:
+        """The memory of the buffer that is there.
+
+        Raises:
+            SnapshotError: none is, it is in use, or of another size.
+        """
+        path = Path(self.path)
+        file = _claim(path, 0)
+        size = os.fstat(file).st_size
+        if size != num_bytes:
+            os.close(file)
+            raise SnapshotError(
+                f"{path / ARENA}: expected {num_bytes:,} bytes, got {size:,}. The file was cut, or belongs to another "
+                "buffer; load a snapshot."
+            )
+        return _map(file, num_bytes)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """What the buffer of a directory is.
+
+    Raises:
+        SnapshotError: there is none, or its description is damaged.
+    """
+    try:
+        card = unframe(path / CARD, _CARD_KIND)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SnapshotError(
+            f"{path}: expected the directory of a buffer with storage=Mmap(path), found no {CARD} in it."
+        ) from None
+    if not isinstance(card, dict):
+        raise SnapshotError(f"{path / CARD}: expected the description of a buffer, got another text.")
+    return card
+
+
+def repair(path: Path, memory: mmap.mmap, core: Core, history: int) -> tuple[Found, int]:
+    """Makes the buffer of a file whole, whoever left it. How its sampler's memory is found, and batches drawn if not.
+
+    Raises:
+        SnapshotError: the machine lost its power and nothing was synced; or the file is damaged.
+    """
+    clean, boot = read_seal(memory)
+    if clean:
+        return Found.WHOLE, 0
+    if boot == this_boot():
+        good, found, draws = core.repair(), Found.TORN, 0
+    else:
+        trusted, draws = _trusted(path, core, history)
+        good, found = core.keep(trusted), Found.ZEROED
+    if not good:
+        raise SnapshotError(
+            f"{path / ARENA}: expected what a buffer leaves behind, got contents that contradict each other. The file "
+            "is damaged; load a snapshot."
+        )
+    return found, draws
+
+
+def _trusted(path: Path, core: Core, history: int) -> tuple[NDArray[np.uint64], int]:
+    """Transitions that are whole after a power loss: [lanes, 2], begin and head of each; and the batches drawn."""
+    try:
+        synced = unframe(path / SYNCED, _SYNCED_KIND)
+    except FileNotFoundError:
+        raise SnapshotError(
+            f"{path / ARENA}: expected a buffer that was closed, or synced before the machine went down, got neither. "
+            "Any part of it may be lost; load a snapshot. Mmap(path, sync=N) bounds what can be lost."
+        ) from None
+    rows = core.layout()["rows"]
+    trusted = np.zeros((core.num_lanes, 2), np.uint64)
+    for lane, (begin, head, going, _) in enumerate(synced["lanes"]):
+        # Whatever was pushed since may have overwritten the oldest rows, and what follows the newest transition.
+        settled = head - going
+        intact = head + synced["further"] + 1 - rows + history
+        trusted[lane] = min(settled, max(begin, intact)), settled
+    return trusted, int(synced["draws"])
+
+
+class Synced:
+    """A core whose file is written out again and again: no more than `every` transitions of a lane are pushed between.
+
+    Stands in for the core where transitions are appended.
+    """
+
+    def __init__(self, core: Core, path: Path, every: int, draws: Callable[[], int]) -> None:
+        self._core, self._path, self._every, self._draws = core, path, every, draws
+        self._room = 0  # transitions of a lane until the next sync
+        self._lock = Lock()
+
+    def append_one(self, lane: int, *values: Any) -> int | None:
+        """See `Core.append_one`."""
+        with self._lock:
+            self._make_room(1)
+            return self._core.append_one(lane, *values)
+
+    def append_many(self, lane: int, mask: Any, priorities: Any, ids: NDArray[np.int64], *values: Any) -> bool:
+        """See `Core.append_many`."""
+        with self._lock:
+            self._make_room(1 if lane < 0 else len(ids))
+            return self._core.append_many(lane, mask, priorities, ids, *values)
+
+    def clear(self) -> None:
+        """See `Core.clear`."""
+        with self._lock:
+            self._core.clear()
+            self._sync(self._every)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def _make_room(self, count: int) -> None:
+        if self._room < count:
+            self._sync(max(self._every, count))
+        self._room -= count
+
+    def _sync(self, further: int) -> None:
+        lanes = np.zeros((self._core.num_lanes, 4), np.uint64)
+        draws = self._draws()
+        self._core.sync(lanes)
+        content = {"lanes": lanes.tolist(), "further": further, "draws": draws}
+        disk.replace(self._path, SYNCED, frame(_SYNCED_KIND, content))
+        self._room = further
+
+
+def close_at_end(core: Core, memory: mmap.mmap) -> None:
+    """Marks the file as open now, and as closed, all of it on the disk, when the core is gone or the process ends."""
+    write_seal(memory, clean=False, boot=this_boot())
+    weakref.finalize(core, _close, memory, os.getpid())
+
+
+def _close(memory: mmap.mmap, process: int) -> None:
+    if os.getpid() != process:
+        return  # a child of a fork ends; the buffer is its parent's
+    with contextlib.suppress(OSError, ValueError):
+        memory.flush()
+        write_seal(memory, clean=True, boot=this_boot())
+        memory.flush(0, mmap.PAGESIZE)
+
+
+def this_boot() -> int:
+    """A number that is another one after the machine was started again."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return 0  # not Linux: every crash is taken for one of the process
+    return zlib.crc32(text) + 1
+
+
+def _claim(path: Path, flags: int) -> int:
+    """Opens the file; until it and its mapping are closed nobody else can.
+
+    Raises:
+        SnapshotError: somebody has, or there is none.
+    """
+    try:
+        file = os.open(path / ARENA, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    except FileNotFoundError:
+        raise SnapshotError(f"{path / ARENA}: expected the memory of a buffer, found none. Load a snapshot.") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise SnapshotError(
+            f"{path / ARENA}: expected a file that nobody has open, somebody has: another process, or a buffer of this "
+            "one that is still referred to."
+        ) from None
+    return file
+
+
+def _map(file: int, num_bytes: int) -> mmap.mmap:
+    memory = mmap.mmap(file, num_bytes, mmap.MAP_SHARED)  # has the file open by itself, and with it the claim
+    os.close(file)
+    memory.madvise(mmap.MADV_RANDOM)  # a draw reads a page, not the hundred after it
+    return memory

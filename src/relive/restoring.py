@@ -1,0 +1,221 @@
+"""A snapshot -> a buffer that holds nothing yet. A byte is used only after its checksum was right."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive._core import Core
+from relive._core import Reader as Native
+from relive.compression import Decompressed, Input
+from relive.disk import File, Spring
+from relive.errors import SnapshotError
+from relive.schema import Schema
+from relive.snapshot import MANIFEST, Manifest, Segment, npy_head
+from relive.strips import VALUES, Part, parts_of
+
+
+class Restorer:
+    """Fills one core from one directory."""
+
+    def __init__(self, directory: Path, manifest: Manifest, core: Core, schema: Schema) -> None:
+        self._directory, self._manifest, self._core = directory, manifest, core
+        self._parts = parts_of(core, schema)
+        self._words = core.layout()["words_offset"]
+        self._strips = self._parts.allocate(self._parts.chunk)
+        self._stacked = schema.stacked > 1
+        history = core.layout()["rows"] - 1 - manifest.buffer["capacity"] // core.num_lanes
+        self._first = [max(first, begin - history) for begin, _, _, first in manifest.lanes]  # of each lane
+
+    @property
+    def draws(self) -> int:
+        """Batches drawn before the save."""
+        draws = self._manifest.selector.get("draws")
+        if not isinstance(draws, int) or not 0 <= draws < 2**64:
+            raise self._contradiction()
+        return draws
+
+    def fill(self) -> None:
+        """Restores transitions and the open ends of episodes.
+
+        Raises:
+            SnapshotError: files that are damaged, or contradict the manifest.
+        """
+        lanes = self._manifest.lanes
+        if len(lanes) != self._core.num_lanes:
+            raise self._contradiction()
+        depth = self._core.layout()["rows"] - 1
+        times = list(self._first)  # of the next row of each lane
+        for lane, (_, head, _, _) in enumerate(lanes):
+            if head - times[lane] > depth:
+                raise self._contradiction()
+            self._core.begin_lane(lane, times[lane])
+        with ThreadPoolExecutor(2) as worker:
+            for segment in self._manifest.segments:
+                self._read(segment, times, worker, is_tail=False)
+            if self._manifest.tail is not None:
+                self._read(self._manifest.tail, times, worker, is_tail=True)
+        for lane, (begin, head, _, _) in enumerate(lanes):
+            if times[lane] != head or not self._core.end_lane(lane, begin):
+                raise self._contradiction()
+
+    def select(self, native: Native) -> None:
+        """Restores what the sampler keeps, after `fill`.
+
+        Raises:
+            SnapshotError: files that are damaged, or contradict the manifest.
+        """
+        live = sum(head - begin for begin, head, *_ in self._manifest.lanes)
+        values: list[NDArray[Any] | None] = [None] * len(VALUES)
+        kept = [place for place, keeps in enumerate(native.keeps()) if keeps]
+        if len(kept) != len(self._manifest.values) or len(self._manifest.epochs) != self._core.num_lanes:
+            raise self._contradiction()
+        with ThreadPoolExecutor(1) as worker:
+            for place, file in zip(kept, self._manifest.values, strict=True):
+                name, dtype = VALUES[place]
+                value = values[place] = np.zeros(live, dtype)
+                with contextlib.closing(self._open(file, Part(name, 0, dtype), live, worker)) as source:
+                    self._take(source, file, value.view(np.uint8).data)
+                    self._end(source, file)
+        epochs = np.array(self._manifest.epochs, np.uint64).reshape(-1, 2)
+        try:
+            good = native.restore(self._manifest.selector, epochs, tuple(values))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise self._contradiction() from error
+        if not good:
+            raise self._contradiction()
+
+    def _read(self, segment: Segment, times: list[int], worker: ThreadPoolExecutor, *, is_tail: bool) -> None:
+        if len(segment.files) != len(tuple(self._parts)) or segment.extent[0] != sum(e - b for _, b, e in segment.runs):
+            raise self._contradiction()
+        with contextlib.ExitStack() as stack:
+            sources: list[tuple[Input, File] | None] = []
+            for part, file in zip(self._parts, segment.files, strict=True):
+                count = segment.extent[part.per]
+                if (file is not None) != (count * part.entry_bytes > 0):
+                    raise self._contradiction()
+                if file is None:
+                    sources.append(None)
+                    continue
+                source = self._open(file, part, count, worker)
+                stack.callback(source.close)
+                sources.append((source, file))
+            before = (0, 0, 0)
+            for lane, begin, end in segment.runs:
+                if lane >= len(times):
+                    raise self._contradiction()
+                last = end - 1 if is_tail else end
+                while begin < last:
+                    count = min(self._parts.chunk, last - begin)
+                    after = self._move(sources, before, segment.extent, count)
+                    self._put(lane, begin, count, before, after, times)
+                    before, begin = after, begin + count
+                if is_tail:
+                    after = self._move(sources, before, segment.extent, 1)
+                    if times[lane] != end - 1 or after[1:] != before[1:]:
+                        raise self._contradiction()
+                    self._core.copy_open(lane, self._strips)
+                    before = after
+            if before != segment.extent:
+                raise self._contradiction()
+            for pair in sources:
+                if pair is not None:
+                    self._end(*pair)
+
+    def _move(
+        self,
+        sources: list[tuple[Input, File] | None],
+        before: tuple[int, int, int],
+        extent: tuple[int, int, int],
+        count: int,
+    ) -> tuple[int, int, int]:
+        """Reads the next rows with all that belongs to them; returns how much was read then."""
+        counts = [count, 0, 0]
+        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
+            if part.per == 0:
+                self._fill(sources[place], strip[:count])
+        words = self._strips[0][:count, self._words :]
+        finals = np.ascontiguousarray(words[:, 8:12]).view(np.uint32)
+        counts[1] = int(np.count_nonzero(finals))
+        if self._stacked:
+            counts[2] = int(np.count_nonzero(np.ascontiguousarray(words[:, 12:16]).view(np.uint32) >= 2))
+        after = tuple(start + more for start, more in zip(before, counts, strict=True))
+        if any(reached > whole for reached, whole in zip(after, extent, strict=True)):
+            raise self._contradiction()
+        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
+            if part.per != 0:
+                self._fill(sources[place], strip[: counts[part.per]])
+        return after[0], after[1], after[2]
+
+    def _put(
+        self,
+        lane: int,
+        begin: int,
+        count: int,
+        before: tuple[int, int, int],
+        after: tuple[int, int, int],
+        times: list[int],
+    ) -> None:
+        """Gives rows to the core, as far as they are needed."""
+        skipped = min(max(times[lane] - begin, 0), count)
+        if skipped == count:
+            return
+        if begin + skipped != times[lane] or begin + count > self._manifest.lanes[lane][1]:
+            raise self._contradiction()
+        passed = list(before)
+        if skipped:
+            words = self._strips[0][:skipped, self._words :]
+            passed[0] += skipped
+            passed[1] += int(np.count_nonzero(np.ascontiguousarray(words[:, 8:12]).view(np.uint32)))
+            if self._stacked:
+                passed[2] += int(np.count_nonzero(np.ascontiguousarray(words[:, 12:16]).view(np.uint32) >= 2))
+        arrays = tuple(
+            [
+                strip[passed[part.per] - before[part.per] :]
+                for part, strip in zip(self._parts, self._strips, strict=True)
+            ]
+        )
+        if not self._core.copy_in(lane, count - skipped, (passed[0], passed[1], passed[2]), after, arrays):
+            raise self._contradiction()
+        times[lane] = begin + count
+
+    def _open(self, file: File, part: Part, count: int, worker: ThreadPoolExecutor) -> Input:
+        """A file of so many entries, after its head."""
+        spring = Spring(self._directory, file, worker)
+        try:
+            source = Decompressed(spring, file.name) if file.name.endswith(".zst") else spring
+            if source.head != npy_head(part.dtype, (count, *part.shape)):
+                raise SnapshotError(
+                    f"{self._directory / file.name}: expected {count:,} entries of {part.dtype} {part.shape}, got "
+                    "others. Load another copy."
+                )
+            return source
+        except BaseException:
+            spring.close()
+            raise
+
+    def _fill(self, source: tuple[Input, File] | None, into: NDArray[np.uint8]) -> None:
+        if into.size == 0:
+            return
+        if source is None:
+            raise self._contradiction()
+        self._take(*source, into.reshape(-1).data)
+
+    def _take(self, source: Input, file: File, into: memoryview) -> None:
+        if source.readinto(into) != len(into):
+            raise SnapshotError(f"{self._directory / file.name}: expected more entries. Load another copy.")
+
+    def _end(self, source: Input, file: File) -> None:
+        if source.readinto(memoryview(bytearray(1))):
+            raise SnapshotError(f"{self._directory / file.name}: expected no more entries. Load another copy.")
+
+    def _contradiction(self) -> SnapshotError:
+        return SnapshotError(
+            f"{self._directory / MANIFEST}: expected the contents of a buffer, got parts that contradict each other. "
+            "Load another copy."
+        )

@@ -1,0 +1,308 @@
+"""A buffer -> a snapshot: what is new since the last one, at one moment, while other threads go on pushing.
+
+Settled transitions are copied out in small pieces, under the lock for as long as a piece takes, until few are left that
+were pushed meanwhile. Those, the open ends of episodes and the sampler's values are copied together, at one moment: the
+snapshot is the buffer as it was then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relive import compression as packing
+from relive._core import Core
+from relive._core import Reader as Native
+from relive.disk import File, Sink, locked
+from relive.errors import ConfigError, SnapshotError
+from relive.schema import Schema
+from relive.snapshot import MANIFEST, Manifest, Segment, commit, drop_others, file_name, npy_head, read_manifest
+from relive.strips import VALUES, Part, Parts, parts_of
+
+SEGMENTS = 64
+"""Segments above which small ones are written anew as one: a snapshot has few files however often it is saved."""
+
+SHARE = 16
+"""A segment holds at most this part of the capacity: what is dead of the oldest one is all that a snapshot wastes."""
+
+ROUNDS = 8
+"""Of copying while others push. Who pushes faster than the disk writes waits for it after so many."""
+
+Extent = tuple[int, int, int]
+
+
+class Saver:
+    """Saves one buffer, into any directories; into each one only what is new since the last time."""
+
+    def __init__(self, core: Core, native: Native, schema: Schema, capacity: int) -> None:
+        self._core, self._native = core, native
+        self._parts = parts_of(core, schema)
+        self._capacity = capacity
+        self._last: dict[Path, tuple[Manifest, ...]] = {}  # what we left there, or may have when a save failed
+
+    def knows(self, directory: Path, manifest: Manifest) -> None:
+        """This buffer's contents were loaded from there."""
+        self._last[directory.resolve()] = (manifest,)
+
+    def save(self, directory: Path, buffer: dict[str, Any], note: Any, compressed: bool, overwrite: bool) -> int:
+        """Saves, see `ReplayBuffer.save`. One thread at a time."""
+        with (
+            claimed(directory, overwrite, self._last) as (last, number),
+            _Writing(directory, number, compressed) as out,
+        ):
+            manifest = self._cut(out, last)
+            manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
+            place = directory.resolve()
+            self._last[place] = (*self._last.get(place, ()), manifest)
+            written = out.written + commit(directory, manifest)
+            self._last[place] = (manifest,)
+            return written
+
+    def _cut(self, out: _Writing, last: Manifest | None) -> Manifest:
+        num_lanes = self._core.num_lanes
+        segments = list(last.segments) if last else []
+        done = np.zeros(num_lanes, np.uint64)
+        for segment in segments:
+            for lane, _, end in segment.runs:
+                done[lane] = end
+        self._absorb(segments, done)
+        room = self._parts.chunk
+        strips, tails = self._parts.allocate(room), self._parts.allocate(2 * num_lanes)
+        lanes, epochs = np.zeros((num_lanes, 4), np.uint64), np.zeros((num_lanes, 2), np.uint64)
+        values = [
+            np.zeros(self._capacity, dtype) if kept else None
+            for kept, (_, dtype) in zip(self._native.keeps(), VALUES, strict=True)
+        ]
+        with contextlib.ExitStack() as stack:
+            held = False
+            for attempt in range(ROUNDS + 1):
+                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), held)
+                if cut is not None:
+                    break
+                if attempt == ROUNDS:
+                    self._core.hold()
+                    stack.callback(self._core.release)
+                    held = True
+                segments += self._copy(out, done, held)
+            else:
+                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), held)
+        assert cut is not None  # while the lock is held nothing is pushed
+        extent, tail_extent, selector = cut
+        state = [(int(b), int(h), int(o), int(f)) for b, h, o, f in lanes]
+        live = sum(head - begin for begin, head, *_ in state)
+        new = [
+            (lane, max(int(done[lane]), first), head - going)
+            for lane, (_, head, going, first) in enumerate(state)
+            if head - going > max(int(done[lane]), first)
+        ]
+        same = last is not None and not new and list(last.lanes) == state
+        if new:
+            segments.append(self._write_strips(out, new, strips, extent))
+        segments = [s for s in segments if any(end > state[lane][3] for lane, _, end in s.runs)]
+        ends = [(lane, head - 1, head + 1) for lane, (_, head, going, _) in enumerate(state) if going]
+        if last is not None and same and last.selector["changes"] == selector["changes"]:
+            tail, files = last.tail, last.values
+        else:
+            tail = self._write_strips(out, ends, tails, tail_extent) if ends else None
+            files = tuple(
+                out.array(name, Part(name, 0, dtype), value[:live])
+                for (name, dtype), value in zip(VALUES, values, strict=True)
+                if value is not None
+            )
+        pairs = tuple((int(begin), int(head)) for begin, head in epochs)
+        return Manifest(secrets.token_hex(16), 0, {}, tuple(state), selector, pairs, tuple(segments), tail, files, None)
+
+    def _state(self, held: bool = False) -> NDArray[np.uint64]:
+        """Of every lane: begin, head, open, the oldest time needed."""
+        lanes = np.zeros((self._core.num_lanes, 4), np.uint64)
+        self._core.lanes(lanes, held)
+        return lanes
+
+    def _absorb(self, segments: list[Segment], done: NDArray[np.uint64]) -> None:
+        """Takes small segments back, the newest ones, where there are too many: they are written anew as one."""
+        state = self._state()
+        rows = sum(
+            max(0, int(head) - int(going) - max(int(done[lane]), int(first)))
+            for lane, (_, head, going, first) in enumerate(state)
+        )
+        if len(segments) < SEGMENTS:
+            return
+        while segments and segments[-1].extent[0] <= max(rows, 1) and rows + segments[-1].extent[0] <= self._largest:
+            segment = segments.pop()
+            rows += segment.extent[0]
+            for lane, begin, _ in segment.runs:
+                done[lane] = min(begin, done[lane])
+
+    @property
+    def _largest(self) -> int:
+        """Rows of a segment."""
+        return max(self._capacity // SHARE, self._parts.chunk)
+
+    def _copy(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
+        """Writes the settled transitions from `done` on, piece by piece, and moves `done` on behind them."""
+        segments: list[Segment] = []
+        with contextlib.ExitStack() as stack:
+            open_: _Rows | None = None
+            for lane, (_, head, going, first) in enumerate(self._state(held).tolist()):
+                time, end = max(int(done[lane]), first), head - going
+                while time < end:
+                    if open_ is None:
+                        open_ = stack.enter_context(contextlib.closing(_Rows(out, self._parts)))
+                    upto = min(end, time + self._parts.chunk, time + self._largest - open_.extent[0])
+                    if not open_.copy(self._core, lane, time, upto, held):
+                        # Overwritten meanwhile: the snapshot does without, so far as it needs the lane at all.
+                        time = min(end, max(time + 1, int(self._state(held)[lane, 3])))
+                        continue
+                    time = upto
+                    if open_.extent[0] == self._largest:
+                        segments.append(open_.finish())
+                        open_ = None
+                done[lane] = max(int(done[lane]), end)
+            if open_ is not None:
+                segments.append(open_.finish())
+        return segments
+
+    def _write_strips(
+        self, out: _Writing, runs: Sequence[tuple[int, int, int]], strips: Sequence[NDArray[np.uint8]], extent: Extent
+    ) -> Segment:
+        number = out.next_number()
+        files = tuple(
+            out.array(part.name, part, strip[: extent[part.per]], number)
+            if extent[part.per] * part.entry_bytes
+            else None
+            for part, strip in zip(self._parts, strips, strict=True)
+        )
+        return Segment(tuple(runs), extent, files)
+
+
+class _Writing:
+    """What one save writes to its directory."""
+
+    def __init__(self, directory: Path, number: int, compressed: bool) -> None:
+        self.directory, self.number, self.compressed = directory, number, compressed
+        self.written = 0
+        self._worker = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._worker.shutdown()
+
+    def next_number(self) -> int:
+        self.number += 1
+        return self.number - 1
+
+    def file(self, name: str, part: Part, number: int) -> packing.Output:
+        """A file for the entries of a part."""
+        head = len(npy_head(part.dtype, (0, *part.shape)))
+        name = file_name(number, name, self.compressed)
+        if self.compressed:
+            return packing.Compressed(Sink(self.directory, name, packing.HEAD, self._worker))
+        return Sink(self.directory, name, head, self._worker)
+
+    def done(self, file: packing.Output, part: Part, count: int) -> File:
+        """Ends a file that has so many entries."""
+        written = file.finish(npy_head(part.dtype, (count, *part.shape)))
+        self.written += written.size
+        return written
+
+    def array(self, name: str, part: Part, entries: NDArray[Any], number: int | None = None) -> File:
+        """A whole file at once."""
+        file = self.file(name, part, self.next_number() if number is None else number)
+        with contextlib.closing(file):
+            file.write(np.ascontiguousarray(entries).view(np.uint8).reshape(-1).data)
+            return self.done(file, part, len(entries))
+
+
+class _Rows:
+    """A segment while its rows are copied."""
+
+    def __init__(self, out: _Writing, parts: Parts) -> None:
+        self._out, self._parts = out, parts
+        self._strips = parts.allocate(parts.chunk)
+        self._number = out.next_number()
+        self._files: list[packing.Output | None] = [None] * len(self._strips)
+        self._runs: list[tuple[int, int, int]] = []
+        self.extent: Extent = (0, 0, 0)
+
+    def copy(self, core: Core, lane: int, begin: int, end: int, held: bool) -> bool:
+        """Copies transitions [begin, end) of a lane; False if the first of them was overwritten."""
+        filled = core.copy_out(lane, begin, end, self.extent, (0, 0, 0), self._strips, held)
+        if filled is None:
+            return False
+        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
+            if filled[part.per] * part.entry_bytes == 0:
+                continue
+            file = self._files[place] = self._files[place] or self._out.file(part.name, part, self._number)
+            file.write(strip[: filled[part.per]].reshape(-1).data)
+        rows, finals, prefixes = (before + now for before, now in zip(self.extent, filled, strict=True))
+        self.extent = (rows, finals, prefixes)
+        if self._runs and self._runs[-1][0] == lane and self._runs[-1][2] == begin:
+            begin = self._runs.pop()[1]
+        self._runs.append((lane, begin, end))
+        return True
+
+    def finish(self) -> Segment:
+        """Ends the files."""
+        files = tuple(
+            None if file is None else self._out.done(file, part, self.extent[part.per])
+            for file, part in zip(self._files, self._parts, strict=True)
+        )
+        return Segment(tuple(self._runs), self.extent, files)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        for file in self._files:
+            if file is not None:
+                file.close()
+
+
+@contextlib.contextmanager
+def claimed(
+    directory: Path, overwrite: bool, known: dict[Path, tuple[Manifest, ...]]
+) -> Iterator[tuple[Manifest | None, int]]:
+    """Takes a directory to save to: the manifest there if we know it, and the number of the next file.
+
+    Raises:
+        ConfigError: it holds a snapshot that is not known, and `overwrite` was not given.
+        SnapshotError: another process saves there; the manifest there is damaged.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"save: expected a directory, got the file {directory}. Give another path.") from None
+    with locked(directory):
+        there: Manifest | None = None
+        number = 1
+        if os.path.lexists(directory / MANIFEST):
+            try:
+                there = read_manifest(directory)
+                number = there.number
+            except SnapshotError:
+                if not overwrite:
+                    raise
+                number = secrets.randbelow(900_000) + 100_000  # a reader of the old one must not find our files in it
+        ours = known.get(directory.resolve(), ())
+        last = next((manifest for manifest in ours if there is not None and manifest.identity == there.identity), None)
+        if there is not None and last is None and not overwrite:
+            raise ConfigError(
+                f"save: expected a directory that is new or holds an earlier save of this buffer, {directory} holds a "
+                "snapshot of another one. Load that one and go on with it, save elsewhere, or pass overwrite=True."
+            )
+        try:
+            yield last, number
+        except BaseException:
+            with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
+                there = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
+                drop_others(directory, there)
+            raise
