@@ -8,6 +8,7 @@ A finding is an error, or a warning that says under which condition the data are
 """
 
 from relive.audit.one_pass import check
+from relive.audit.paths import check_path
 from relive.audit.report import Check, Finding, Place, Report
 
-__all__ = ["Check", "Finding", "Place", "Report", "check"]
+__all__ = ["Check", "Finding", "Place", "Report", "check", "check_path"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,10 @@ JUMP = 3.0
 FEW = 3
 """So many ends that go on are worth a warning."""
 
-SAMPLE = 256
-"""Transitions of each sort that are measured in a chunk."""
+SAMPLE = 16, 256
+"""Transitions of each sort that are measured in a chunk: of large observations, of small ones."""
+
+SAMPLE_ELEMENTS = 1 << 18
 
 
 class Ends:
@@ -40,6 +43,8 @@ class Ends:
         self._others = self._zeros = 0  # transitions that follow no end, those of reward 0
         self._usual, self._last, self._first = _Changes(schema), _Changes(schema), _Changes(schema)
         self._start, self._landing = _One(), _One()
+        size = sum(math.prod(field.shape) for _, field in leaves(schema.obs, "obs"))
+        self._sample = int(np.clip(SAMPLE_ELEMENTS // max(1, size), *SAMPLE))
 
     def see(self, rows: Rows, pairs: Pairs) -> None:
         """Looks at a chunk."""
@@ -62,11 +67,11 @@ class Ends:
 
     def _measure(self, rows: Rows, joined: Bools, ended: Bools) -> None:
         """How far observations move, at joined ends, just after them, and elsewhere. joined: [T - 1], ended: [T]."""
-        last = np.flatnonzero(joined)[:SAMPLE]
+        last = np.flatnonzero(joined)[: self._sample]
         after = np.zeros(len(rows), np.bool_)
         after[1:] = ended[:-1]
         usual = np.flatnonzero(~ended & ~after)
-        self._usual.see(rows, usual[:: max(1, len(usual) // SAMPLE)])
+        self._usual.see(rows, usual[:: -(-len(usual) // self._sample) or 1])
         self._last.see(rows, last)
         self._first.see(rows, last + 1)
         self._start.see(rows.obs[last + 1])

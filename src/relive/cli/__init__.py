@@ -14,6 +14,10 @@ COMMANDS = {
     "train": "train a DQN in an environment and leave a run directory behind",
     "evaluate": "play greedy episodes with a run's weights, film one",
     "plot": "draw the learning curves of one or more runs",
+    "collect": "play a random or trained policy and write down every transition",
+    "convert": "write a dataset in another format",
+    "info": "say what lies in a dataset, snapshot or run directory",
+    "check": "say what is wrong in stored transitions, or prove that a run resumes exactly",
     "study": "experiments on replay: buffer capacities, rare successes",
 }
 """Command -> what it does; the module of the same name has `run(args) -> exit code`."""
