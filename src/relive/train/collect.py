@@ -83,9 +83,11 @@ class _Player:
     """Chooses the actions of all environments."""
 
     def __init__(self, envs: Envs, act: Act | None, seed: int, epsilon: float, stack: int) -> None:
-        envs.action_space.seed(seed)
+        # Streams of their own: of one stream, the coin that says "at random" would also say which action.
+        coin, choice = np.random.SeedSequence(seed).spawn(2)
+        envs.action_space.seed(int(choice.generate_state(1)[0]))
         self._space, self._act, self._epsilon, self._size = envs.action_space, act, epsilon, stack
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(coin)
         self.obs, _ = envs.reset(seed=seed)
         self._stack = FrameStack(stack, self.obs) if act is not None and stack > 1 else None
 
