@@ -173,6 +173,11 @@ class Core {
     without_gil([&] { good = good && Segment(arena_).copy_in(lane, count, strips, extent_of(base), extent_of(end)); });
     return good;
   }
+  // Rows, final observations and prefixes that these records of a segment name.
+  Triple count_rows(nb::handle records, uint64_t rows) const {
+    const auto* bytes = static_cast<const char*>(array_data(records, rows * layout_.record_bytes));
+    return triple_of(Segment(arena_).count(bytes, rows));
+  }
   void copy_open(uint64_t lane, nb::tuple arrays) {
     Segment(arena_).copy_open(check_lane(lane), strips_of(layout_, arrays, {1, 0, 0}));
   }

@@ -90,6 +90,8 @@ NB_MODULE(_core, module) {
            nb::arg("arrays"),
            nb::sig("def copy_in(self, lane: int, count: int, base: " RELIVE_EXTENT ", end: " RELIVE_EXTENT
                    ", arrays: " RELIVE_ARRAYS ") -> bool"))
+      .def("count_rows", &Core::count_rows, nb::arg("records"), nb::arg("rows"),
+           nb::sig("def count_rows(self, records: numpy.typing.NDArray[numpy.uint8], rows: int) -> " RELIVE_EXTENT))
       .def("copy_open", &Core::copy_open, nb::arg("lane"), nb::arg("arrays"),
            nb::sig("def copy_open(self, lane: int, arrays: " RELIVE_ARRAYS ") -> None"))
       .def("end_lane", &Core::end_lane, nb::arg("lane"), nb::arg("begin"))

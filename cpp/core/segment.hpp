@@ -77,38 +77,40 @@ class Segment {
     state.head_row = static_cast<uint32_t>(first % layout_.rows);
   }
 
+  // Final observations and prefixes that these records name.
+  Extent count(const char* records, uint64_t rows) const {
+    Extent extent{rows, 0, 0};
+    for (uint64_t i = 0; i < rows; ++i, records += layout_.record_bytes) {
+      extent.finals += reinterpret_cast<const Words*>(records + layout_.words_offset)->final != 0;
+      if (layout_.spec.stacked > 1)
+        extent.prefixes += *reinterpret_cast<const uint32_t*>(records + layout_.start_offset) >= kPrefixSlot;
+    }
+    return extent;
+  }
+
   // Appends rows to a lane as they are; `base` says what of their segment lies before the strips, which end at `end`.
   // False if they cannot be the next rows of a lane; then the lane is not to be used. Together at most as many
   // as the lane has rows for.
   bool copy_in(uint64_t lane, uint64_t count, const Strips& from, const Extent& base, const Extent& end) {
     LaneHeader& state = arena_.lane(lane);
+    const uint64_t first = lane * layout_.rows;
     Extent at = base;
-    for (uint64_t i = 0; i < count; ++i, ++at.rows) {
-      char* record = put_row(lane, from, i);
-      Words& words = *reinterpret_cast<Words*>(record + layout_.words_offset);
-      if (!follows(lane, words)) return false;
-      if (words.final != 0) {
-        if (words.final != at.finals + 1 || at.finals == end.finals) return false;
-        words.final = take_final(lane, from, at.finals++ - base.finals) + 1;
-      }
-      if (layout_.spec.stacked > 1) {
-        uint32_t& start = *reinterpret_cast<uint32_t*>(record + layout_.start_offset);
-        if (start >= kPrefixSlot) {
-          if (start != at.prefixes + kPrefixSlot || at.prefixes == end.prefixes) return false;
-          start = take_prefix(lane, from, at.prefixes++ - base.prefixes) + kPrefixSlot;
-        }
-      }
-      ++state.head;
-      state.head_row = static_cast<uint32_t>(state.head % layout_.rows);
+    for (uint64_t done = 0; done < count;) {
+      const uint64_t row = first + state.head_row, some = std::min(count - done, first + layout_.rows - row);
+      put_rows(row, some, from, done);
+      for (uint64_t i = 0; i < some; ++i)
+        if (!place(lane, row + i, from, base, end, at)) return false;
+      done += some;
     }
     return at.finals == end.finals && at.prefixes == end.prefixes;
   }
 
   // The observation that the newest transition's episode goes on with: row 0 of the strips.
   void copy_open(uint64_t lane, const Strips& from) {
-    char* record = put_row(lane, from, 0);
-    *reinterpret_cast<Words*>(record + layout_.words_offset) = {};
-    if (layout_.spec.stacked > 1) *reinterpret_cast<uint32_t*>(record + layout_.start_offset) = kPrefixRepeat;
+    const uint64_t row = lane * layout_.rows + arena_.lane(lane).head_row;
+    put_rows(row, 1, from, 0);
+    arena_.words(row) = {};
+    if (layout_.spec.stacked > 1) arena_.start(row) = kPrefixRepeat;
     arena_.lane(lane).open = 1;
   }
 
@@ -163,15 +165,34 @@ class Segment {
     }
   }
 
-  // Copies record and columns to the lane's open row and returns the record.
-  char* put_row(uint64_t lane, const Strips& from, uint64_t i) {
-    const uint64_t row = lane * layout_.rows + arena_.lane(lane).head_row;
-    char* record = arena_.record(row);
-    copy(record, from.records + i * layout_.record_bytes, layout_.record_bytes);
+  // Copies records and columns to rows that follow one another, from those of the strips from number `first` on.
+  void put_rows(uint64_t row, uint64_t count, const Strips& from, uint64_t first) {
+    copy(arena_.record(row), from.records + first * layout_.record_bytes, count * layout_.record_bytes);
     for (size_t column = 0; column < columns_.size(); ++column)
-      copy(arena_.value(*columns_[column], row), from.columns[column] + i * columns_[column]->bytes,
-           columns_[column]->bytes);
-    return record;
+      copy(arena_.value(*columns_[column], row), from.columns[column] + first * columns_[column]->bytes,
+           count * columns_[column]->bytes);
+  }
+
+  // Makes what was put in a row the lane's next transition: gives it slots for the numbers that it has.
+  bool place(uint64_t lane, uint64_t row, const Strips& from, const Extent& base, const Extent& end, Extent& at) {
+    LaneHeader& state = arena_.lane(lane);
+    Words& words = arena_.words(row);
+    if (!follows(lane, words)) return false;
+    if (words.final != 0) {
+      if (words.final != at.finals + 1 || at.finals == end.finals) return false;
+      words.final = take_final(lane, from, at.finals++ - base.finals) + 1;
+    }
+    if (layout_.spec.stacked > 1) {
+      uint32_t& start = arena_.start(row);
+      if (start >= kPrefixSlot) {
+        if (start != at.prefixes + kPrefixSlot || at.prefixes == end.prefixes) return false;
+        start = take_prefix(lane, from, at.prefixes++ - base.prefixes) + kPrefixSlot;
+      }
+    }
+    ++at.rows;
+    ++state.head;
+    if (++state.head_row == layout_.rows) state.head_row = 0;
+    return true;
   }
 
   // True if these words can be those of the lane's next transition.

@@ -20,6 +20,8 @@ from relive.errors import SnapshotError
 BLOCK = 1 << 20
 """Bytes between two checksums of a file, its head apart."""
 
+_WORTH_A_THREAD = 1 << 18  # bytes: handing over less takes longer than its checksum
+
 
 @dataclass(frozen=True)
 class File:
@@ -65,13 +67,15 @@ class Sink:
 
     def write(self, data: memoryview) -> None:
         """Appends bytes. Their checksum is computed while they are written."""
-        if len(data) == 0:
-            return
-        summed: Future[None] = self._worker.submit(self._sum, data)
-        try:
+        if len(data) >= _WORTH_A_THREAD:
+            summed: Future[None] = self._worker.submit(self._sum, data)
+            try:
+                _write(self._file, data, self._path)
+            finally:
+                summed.result()
+        else:
             _write(self._file, data, self._path)
-        finally:
-            summed.result()
+            self._sum(data)
         self._size += len(data)
 
     def finish(self, head: bytes) -> File:
@@ -106,6 +110,7 @@ class Spring:
 
     def __init__(self, directory: Path, file: File, worker: ThreadPoolExecutor) -> None:
         self._path, self._file, self._worker = directory / file.name, file, worker
+        self._buffers = [bytearray(min(BLOCK, file.size)) for _ in range(2)]  # one in use, one coming
         self._input = _open(self._path)
         try:
             size = os.fstat(self._input).st_size
@@ -114,7 +119,7 @@ class Spring:
                     f"{self._path}: expected {file.size:,} bytes, got {size:,} (damaged from byte "
                     f"{min(size, file.size):,} on). Load another copy."
                 )
-            self.head = self._block(0)
+            self.head = bytes(self._block(0, bytearray(file.head)))
         except BaseException:
             os.close(self._input)
             raise
@@ -129,7 +134,7 @@ class Spring:
             if not len(self._ready):
                 if self._coming is None:
                     break
-                self._ready = memoryview(self._coming.result())
+                self._ready = self._coming.result()
                 self._coming = self._ahead()
             some = self._ready[: len(into) - done]
             into[done : done + len(some)] = some
@@ -149,18 +154,18 @@ class Spring:
                 self._coming.result()
         os.close(self._input)
 
-    def _ahead(self) -> Future[bytes] | None:
+    def _ahead(self) -> Future[memoryview] | None:
         """The next block is read and checked while this one is used."""
         if self._next == len(self._file.checksums):
             return None
-        self._next += 1
-        return self._worker.submit(self._block, self._next - 1)
+        number, self._next = self._next, self._next + 1
+        return self._worker.submit(self._block, number, self._buffers[number % 2])
 
-    def _block(self, number: int) -> bytes:
+    def _block(self, number: int, into: bytearray) -> memoryview:
         start, size = (0, self._file.head) if number == 0 else (self._file.head + (number - 1) * BLOCK, BLOCK)
         size = min(size, self._file.size - start)
-        data = os.pread(self._input, size, start)
-        if zlib.crc32(data) != self._file.checksums[number] or len(data) != size:
+        data = memoryview(into)[:size]
+        if os.preadv(self._input, [data], start) != size or zlib.crc32(data) != self._file.checksums[number]:
             raise SnapshotError(
                 f"{self._path}: expected the bytes that were written, got others (between byte {start:,} and "
                 f"{start + size:,}). The file is damaged; load another copy."

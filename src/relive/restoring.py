@@ -26,9 +26,7 @@ class Restorer:
     def __init__(self, directory: Path, manifest: Manifest, core: Core, schema: Schema) -> None:
         self._directory, self._manifest, self._core = directory, manifest, core
         self._parts = parts_of(core, schema)
-        self._words = core.layout()["words_offset"]
         self._strips = self._parts.allocate(self._parts.chunk)
-        self._stacked = schema.stacked > 1
         history = core.layout()["rows"] - 1 - manifest.buffer["capacity"] // core.num_lanes
         self._first = [max(first, begin - history) for begin, _, _, first in manifest.lanes]  # of each lane
 
@@ -135,15 +133,10 @@ class Restorer:
         count: int,
     ) -> tuple[int, int, int]:
         """Reads the next rows with all that belongs to them; returns how much was read then."""
-        counts = [count, 0, 0]
         for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
             if part.per == 0:
                 self._fill(sources[place], strip[:count])
-        words = self._strips[0][:count, self._words :]
-        finals = np.ascontiguousarray(words[:, 8:12]).view(np.uint32)
-        counts[1] = int(np.count_nonzero(finals))
-        if self._stacked:
-            counts[2] = int(np.count_nonzero(np.ascontiguousarray(words[:, 12:16]).view(np.uint32) >= 2))
+        counts = self._core.count_rows(self._strips[0], count)
         after = tuple(start + more for start, more in zip(before, counts, strict=True))
         if any(reached > whole for reached, whole in zip(after, extent, strict=True)):
             raise self._contradiction()
@@ -167,13 +160,8 @@ class Restorer:
             return
         if begin + skipped != times[lane] or begin + count > self._manifest.lanes[lane][1]:
             raise self._contradiction()
-        passed = list(before)
-        if skipped:
-            words = self._strips[0][:skipped, self._words :]
-            passed[0] += skipped
-            passed[1] += int(np.count_nonzero(np.ascontiguousarray(words[:, 8:12]).view(np.uint32)))
-            if self._stacked:
-                passed[2] += int(np.count_nonzero(np.ascontiguousarray(words[:, 12:16]).view(np.uint32) >= 2))
+        counts = self._core.count_rows(self._strips[0], skipped)
+        passed = tuple(start + more for start, more in zip(before, counts, strict=True))
         arrays = tuple(
             [
                 strip[passed[part.per] - before[part.per] :]

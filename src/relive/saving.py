@@ -34,6 +34,9 @@ SEGMENTS = 64
 SHARE = 16
 """A segment holds at most this part of the capacity: what is dead of the oldest one is all that a snapshot wastes."""
 
+SMALL = 1 << 26
+"""Bytes of a segment that is not divided further: every file costs a wait for the disk."""
+
 ROUNDS = 8
 """Of copying while others push. Who pushes faster than the disk writes waits for it after so many."""
 
@@ -145,7 +148,7 @@ class Saver:
     @property
     def _largest(self) -> int:
         """Rows of a segment."""
-        return max(self._capacity // SHARE, self._parts.chunk)
+        return max(self._capacity // SHARE, SMALL // self._parts.row_bytes, self._parts.chunk)
 
     def _copy(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
         """Writes the settled transitions from `done` on, piece by piece, and moves `done` on behind them."""
