@@ -57,7 +57,7 @@ def test_equals_autograd_and_torch_optim(chosen: tuple[object, ...], weighted: b
 
 
 def test_data_actions_outgrow_all_others_under_a_large_cql_alpha() -> None:
-    """Bug: the conservative term with the wrong sign, or on another action; and its twin without it, which must fail."""
+    """Bug: the conservative term with the wrong sign, or on another action. Without it, its twin, they must not."""
     (batch,) = batches(1)
     share = {}
     for alpha in (0.0, 100.0):

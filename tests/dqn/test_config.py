@@ -1,6 +1,7 @@
 """Configs: what they refuse, and that they survive JSON."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,11 +60,36 @@ def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: 
         ({"priority_eps": 0.0}, r"priority_eps: expected a finite number > 0, got 0.0"),
         ({"newest": -1}, r"newest: expected an integer >= 0, got -1"),
         ({"newest": 65}, r"newest: expected at most batch_size=64, got 65"),
+        ({"online": True}, r"offline: expected a dataset, as online is set, got None"),
+        ({"offline": ""}, r"offline: expected the path of a dataset, got ''"),
+        ({"offline": "", "online": True}, r"offline: expected the path of a dataset, got ''"),
+        ({"offline": "d", "offline_updates": 0}, r"offline_updates: expected an integer >= 1, got 0"),
+        ({"offline": "d", "online": True, "offline_updates": -1}, r"offline_updates: expected an integer >= 0, got -1"),
+        (
+            {"offline": "d", "online": True, "offline_share": 1.0},
+            r"offline_share: expected a number in \[0, 1\), got 1.0",
+        ),
+        ({"offline": "d", "sampler": "prioritized"}, r"sampler: expected uniform where nothing but the dataset is"),
+        ({"offline": "d", "newest": 1}, r"newest: expected 0 where nothing but the dataset is learned from"),
+        ({"offline": "d", "checkpoint_every": 100}, r"checkpoint_every: expected None with a dataset, .*, got 100"),
+        (
+            {"offline": "d", "online": True, "offline_updates": 0, "offline_share": 0.0},
+            r"offline_share: expected a number above 0, or offline_updates: .*, got 0.0",
+        ),
     ],
 )
 def test_runs_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**{"env": "CartPole-v1", **change})
+
+
+def test_the_length_of_a_run_counts_updates_from_data_before_steps() -> None:
+    """Bug: a run from data alone that waits for steps it never makes, or ends before those that follow."""
+    plain = TrainConfig(env="X-v0", steps=100, offline_updates=30)
+    assert (plain.updates_before, plain.length) == (0, 100)
+    alone = replace(plain, offline="d")
+    assert (alone.updates_before, alone.length) == (30, 30)
+    assert (replace(alone, online=True).updates_before, replace(alone, online=True).length) == (30, 130)
 
 
 PRIORITIZED = TrainConfig(

@@ -10,6 +10,7 @@ from relive.errors import ConfigError
 STUDIES = {
     "capacity": "learning curves over buffer capacities and samplers, in any environment",
     "cliffwalk": "the Blind Cliffwalk: updates until rare successes are learned, by sampler",
+    "offline": "what DQN and CQL learn from data of mixed quality, alone and with steps after",
 }
 """Study -> what it does."""
 
@@ -24,6 +25,8 @@ def run(args: Sequence[str]) -> int:
         return _capacity(rest)
     if name == "cliffwalk":
         return _cliffwalk(rest)
+    if name == "offline":
+        return _offline(rest)
     close = difflib.get_close_matches(name, STUDIES, n=1)
     remedy = f"Did you mean {close[0]}?" if close else "See relive study --help."
     raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}. {remedy}")
@@ -69,6 +72,28 @@ def _cliffwalk(args: Sequence[str]) -> int:
     return 0
 
 
+def _offline(args: Sequence[str]) -> int:
+    from relive.cli.progress import study_spectator
+    from relive.study import offline
+
+    description = (
+        "Record data with policies of several qualities, learn from them alone with DQN and with conservative "
+        "Q-learning (Kumar et al. 2020), then go on in the environment with half of each batch from the data. Leaves a "
+        "figure and a table. Ctrl-C ends it; the same call goes on."
+    )
+    config = parse(offline.OfflineConfig, args, prog="relive study offline", description=description)
+    runs = len(offline.plan_behaviours(config)) + len(offline.plan(config))
+    print(f"{runs} runs in {config.env}, {config.jobs} at a time.\nStudy: {config.directory}", flush=True)
+    with study_spectator() as report:
+        outcome = offline.run(config, report)
+    if isinstance(outcome, signal.Signals):
+        print(f"Ended by {outcome.name}; finished runs are kept. Call again to go on.")
+        return 128 + outcome
+    print(f"\n{outcome[0].read_text(encoding='utf-8').split(chr(10) * 2)[2]}\n")
+    print("Written: " + ", ".join(map(str, outcome)))
+    return 0
+
+
 def _help() -> str:
     width = max(map(len, STUDIES))
     studies = "\n".join(f"  {name:<{width}}  {what}" for name, what in STUDIES.items())
@@ -79,5 +104,6 @@ def _help() -> str:
         "`relive study NAME --help` tells about one.\n\n"
         "examples:\n"
         "  relive study capacity CartPole-v1 --steps 10000 --seeds 3\n"
-        "  relive study cliffwalk --seeds 3"
+        "  relive study cliffwalk --seeds 3\n"
+        "  relive study offline CartPole-v1"
     )

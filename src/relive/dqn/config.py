@@ -116,7 +116,8 @@ class TrainConfig:
     Papers: Schaul et al. 2016 (arXiv:1511.05952), section 3.3 (the two prioritized samplers) and 3.4 (importance
     weights, beta annealed to 1); Zhang & Sutton 2017 (arXiv:1712.01275; `newest`). Deviations from the former: the
     learning rate is that of uniform replay (the paper divides it by 4, section 4); |delta| is not clipped to 1 before
-    it becomes a priority; weights are divided by the largest of the batch.
+    it becomes a priority; weights are divided by the largest of the batch. Ball et al. 2023 (arXiv:2302.02948), section
+    4.1 (`offline_share`).
     """
 
     env: str
@@ -139,6 +140,14 @@ class TrainConfig:
     """Added to |TD error|, so that no transition is out of reach (sampler=prioritized)."""
     newest: int = 0
     """Newest transitions in every batch, whatever the sampler: 1 is combined experience replay."""
+    offline: str | None = None
+    """Dataset to learn from, a file or directory; alone, or before and beside the environment (online)."""
+    offline_updates: int = 20_000
+    """Updates from the dataset alone, in passes over it; `eval_every` then counts updates (offline)."""
+    online: bool = False
+    """After those updates act in the environment for `steps` steps, at epsilon_end from the first (offline)."""
+    offline_share: float = 0.5
+    """Share of each batch that comes from the dataset while the agent acts (online)."""
     learning_starts: int = 1_000
     """Environment steps before the first update; actions are random until then."""
     replay_ratio: float = 1.0
@@ -161,6 +170,8 @@ class TrainConfig:
     """Which weights the run ends with: those of its best evaluation (the newest of equals), or the last ones."""
     stop_return: float | None = None
     """Stop before `steps` once an evaluation's mean return reaches this. None: train all steps."""
+    checkpoint_every: int | None = None
+    """Environment steps between two checkpoints, at which every episode is truncated. None: none are made."""
     threshold: float | None = None
     """Mean return that the final evaluation must reach for the run to count as a success. None: any."""
     seed: int = 0
@@ -178,6 +189,8 @@ class TrainConfig:
         counts = ("steps", "num_envs", "stack", "capacity", "update_every", "eval_every", "eval_episodes")
         for name in (*counts, "final_eval_episodes", "threads"):
             _require_int(name, getattr(self, name), 1)
+        if self.checkpoint_every is not None:
+            _require_int("checkpoint_every", self.checkpoint_every, 1)
         _require_int("learning_starts", self.learning_starts, 0)
         _require_int("seed", self.seed, 0)
         _require_positive("replay_ratio", self.replay_ratio)
@@ -191,6 +204,7 @@ class TrainConfig:
         _require(self.newest <= batch_size, "newest", f"at most batch_size={batch_size}", self.newest)
         for name in ("epsilon_start", "epsilon_end", "epsilon_fraction"):
             _require_unit(name, getattr(self, name))
+        self._check_offline()
         for name in ("stop_return", "threshold"):
             value = getattr(self, name)
             _require(value is None or not math.isnan(value), name, "a number or None", value)
@@ -198,6 +212,35 @@ class TrainConfig:
         _require(
             self.capacity % self.num_envs == 0, "capacity", f"a multiple of num_envs={self.num_envs}", self.capacity
         )
+
+    def _check_offline(self) -> None:
+        """Check what has to do with datasets."""
+        _require_int("offline_updates", self.offline_updates, 0)
+        _require(0.0 <= self.offline_share < 1.0, "offline_share", "a number in [0, 1)", self.offline_share)
+        if self.offline is None:
+            _require(not self.online, "offline", "a dataset, as online is set", self.offline)
+            return
+        _require(bool(self.offline), "offline", "the path of a dataset", self.offline)
+        without = "None with a dataset, whose passes no checkpoint holds"
+        _require(self.checkpoint_every is None, "checkpoint_every", without, self.checkpoint_every)
+        if self.online:
+            least = "a number above 0, or offline_updates: else nothing is learned from the dataset"
+            _require(self.offline_updates > 0 or self.offline_share > 0, "offline_share", least, self.offline_share)
+        else:
+            _require_int("offline_updates", self.offline_updates, 1)
+            where = "where nothing but the dataset is learned from, in passes over it"
+            _require(self.sampler == "uniform", "sampler", f"uniform {where}", self.sampler)
+            _require(self.newest == 0, "newest", f"0 {where}", self.newest)
+
+    @property
+    def updates_before(self) -> int:
+        """Updates from the dataset alone, before the first step."""
+        return 0 if self.offline is None else self.offline_updates
+
+    @property
+    def length(self) -> int:
+        """The whole run: updates from the dataset alone, then environment steps."""
+        return self.updates_before + (self.steps if self.offline is None or self.online else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON values; `from_dict` reads it back."""

@@ -132,14 +132,14 @@ class _Clock:
 
     def __init__(self, total: int, todo: Sequence[Job]) -> None:
         self._total, self._finished = total, total - len(todo)
-        self._steps, self._made = sum(job.config.steps for job in todo), 0
+        self._steps, self._made = sum(job.config.length for job in todo), 0
         self._began = time.monotonic()
 
     def progress(self, running: Sequence[_Worker], ended: _Worker | None) -> Progress:
         """How far they are; `ended` is the one that has finished since, if one has."""
         if ended is not None:
             self._finished += 1
-            self._made += ended.job.config.steps
+            self._made += ended.job.config.length
         made = self._made + sum(int(worker.step.value) for worker in running)
         share = made / self._steps
         left = (time.monotonic() - self._began) * (1 - share) / share if share else float("inf")

@@ -32,6 +32,12 @@ class Curve:
     config: TrainConfig
     metrics: dict[str, NDArray[np.float64]]
 
+    @property
+    def place(self) -> NDArray[np.float64]:
+        """f64 [rows], how far the run was: updates from a dataset alone, then environment steps."""
+        place: NDArray[np.float64] = np.minimum(self.metrics["updates"], self.config.updates_before)
+        return place + self.metrics["step"]
+
 
 def plot_runs(run_dirs: Sequence[Path], out: Path) -> None:
     """Draw the learning curves of these runs over one another, one panel an environment.
@@ -56,7 +62,7 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     """
     for number, curve in enumerate(curves):
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-        if len(curves) == 1:
+        if len(curves) == 1 and curve.metrics["episodes"][-1:].any():
             _draw_training(axes, curve, colour)
         if len(curves) <= 3:
             _draw_spread(axes, curve, colour)
@@ -67,7 +73,9 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
             threshold, color="#444444", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}", zorder=1
         )
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel(_measure([curve.config for curve in curves]))
+    for begin in {curve.config.updates_before for curve in curves if curve.config.online}:
+        axes.axvline(begin, color="#444444", linewidth=1, linestyle=":", zorder=1, label="begins to act")
     axes.set_ylabel("return of an episode")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -88,16 +96,25 @@ def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         )
 
 
+def _measure(configs: Sequence[TrainConfig]) -> str:
+    """What the horizontal axis counts."""
+    if all(config.updates_before == 0 for config in configs):
+        return "environment steps"
+    if all(config.offline is not None and not config.online for config in configs):
+        return "updates from the dataset"
+    return "updates from a dataset alone, then environment steps"
+
+
 def _draw_evaluations(axes: Axes, curve: Curve, colour: str, dashes: str, label: str) -> None:
     there = ~np.isnan(curve.metrics["eval_mean"])
-    step, mean = curve.metrics["step"][there], curve.metrics["eval_mean"][there]
+    step, mean = curve.place[there], curve.metrics["eval_mean"][there]
     axes.plot(step, mean, dashes, color=colour, marker="o", markersize=4, linewidth=1.6, label=label, zorder=4)
 
 
 def _draw_spread(axes: Axes, curve: Curve, colour: str) -> None:
     metrics = curve.metrics
     there = ~np.isnan(metrics["eval_mean"])
-    step, mean, std = (metrics[name][there] for name in ("step", "eval_mean", "eval_std"))
+    step, mean, std = curve.place[there], metrics["eval_mean"][there], metrics["eval_std"][there]
     # A mean plus its spread can lie beyond any return there is (CartPole never brings more than 500): cut it there.
     low = np.maximum(mean - std, metrics["eval_min"][there])
     high = np.minimum(mean + std, metrics["eval_max"][there])
@@ -108,8 +125,8 @@ def _draw_training(axes: Axes, curve: Curve, colour: str) -> None:
     metrics = curve.metrics
     there = ~np.isnan(metrics["return_mean"])
     count = np.diff(metrics["episodes"], prepend=0.0)[there]
-    step, value = metrics["step"][there], metrics["return_mean"][there]
-    smoothed = smooth(step, value, count, SMOOTHING * curve.config.steps)
+    step, value = curve.place[there], metrics["return_mean"][there]
+    smoothed = smooth(step, value, count, SMOOTHING * curve.config.length)
     axes.plot(step, smoothed, color=colour, alpha=0.45, linewidth=1, label="training episodes, smoothed", zorder=3)
 
 

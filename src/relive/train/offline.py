@@ -1,0 +1,124 @@
+"""Learning from data: a dataset read and held against the environment, before the agent acts and beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import relive
+from relive.dqn import TrainConfig
+from relive.errors import ConfigError, SchemaError
+from relive.schema import leaves
+
+_CHUNK = 4096
+"""Transitions looked at in one go."""
+
+
+def read_dataset(config: TrainConfig, online: relive.ReplayBuffer) -> relive.ReplayBuffer:
+    """The dataset of a run as a buffer that nobody pushes to, drawn in passes: each transition once before any twice.
+
+    Args:
+        config: of the run; `offline` is the path.
+        online: the buffer for the environment's own transitions: its schema and view are what the dataset must fit.
+
+    Returns:
+        ReplayBuffer: all of it, in memory.
+
+    Raises:
+        ConfigError: no dataset lies there, or an empty one.
+        SchemaError: observations or actions that are not those of the environment, or values that are not finite.
+
+    Cost: reads the dataset once from the disk and once from memory.
+    """
+    from relive.interop import read
+
+    assert config.offline is not None
+    assert online.schema is not None
+    # Neither the draws of the online buffer nor another run's: a stream of its own.
+    seed = int(np.random.SeedSequence([config.seed, 1]).generate_state(1, np.uint64)[0])
+    data: relive.ReplayBuffer = read(Path(config.offline), view=online.view, sampler=relive.Shuffled(), seed=seed)
+    if len(data) == 0:
+        raise ConfigError(f"{config.offline}: expected transitions to learn from, got none.")
+    where = f"{config.offline}, against {config.env}"
+    _check_fields(data, online.schema, where)
+    _check_values(data, online.schema, where)
+    return data
+
+
+def beside(
+    data: relive.ReplayBuffer | None, online: relive.ReplayBuffer, config: TrainConfig
+) -> relive.ReplayBuffer | relive.Mixture:
+    """What an agent that acts learns from: its own transitions, and its share of the dataset's.
+
+    Paper: Ball et al. 2023 (arXiv:2302.02948), section 4.1, for the share of a half.
+    """
+    if data is None or not config.online or config.offline_share == 0:
+        return online
+    share = config.offline_share
+    return relive.Mixture([(data, share), (online, 1.0 - share)], seed=config.seed)
+
+
+def episode_returns(data: relive.ReplayBuffer) -> list[float]:
+    """The undiscounted return of every episode in a dataset: what its behaviour reached.
+
+    An episode ends where it was terminated or truncated, and where the next observation is not that of the transition
+    before. One that goes on at the end of the data is left out.
+    """
+    returns: list[float] = []
+    for lane in range(data.lanes):
+        total, last = 0.0, None  # of the episode that goes on; its newest next_obs, None between two episodes
+        for batch in _chunks(data, lane):
+            rewards, ends = batch.reward.tolist(), (batch.terminated | batch.truncated).tolist()
+            for reward, ended, obs, next_obs in zip(rewards, ends, batch.obs, batch.next_obs, strict=True):
+                if last is not None and not np.array_equal(last, obs):
+                    returns.append(total)
+                    total = 0.0
+                total += reward
+                last = next_obs
+                if ended:
+                    returns.append(total)
+                    total, last = 0.0, None
+    return returns
+
+
+def _chunks(data: relive.ReplayBuffer, lane: int | None = None) -> Iterator[relive.Batch]:
+    """All transitions as they are, of all lanes or of one, in order of time."""
+    ids = data.ids if lane is None else data.ids[data.ids % data.lanes == lane]
+    plain = data.reader(view=relive.Transitions(), sampler=relive.Uniform(), seed=0)
+    for begin in range(0, len(ids), _CHUNK):
+        yield plain.get(ids[begin : begin + _CHUNK])
+
+
+def _check_fields(data: relive.ReplayBuffer, schema: relive.Schema, where: str) -> None:
+    """Refuse other shapes and dtypes than the environment's."""
+    assert data.schema is not None
+    for name in ("obs", "action"):
+        expected = {leaf: str(field) for leaf, field in leaves(getattr(schema, name), name)}
+        got = {leaf: str(field) for leaf, field in leaves(getattr(data.schema, name), name)}
+        for leaf in {**expected, **got}:
+            if expected.get(leaf) != got.get(leaf):
+                raise SchemaError(
+                    f"{leaf}: expected {expected.get(leaf, 'none')}, got {got.get(leaf, 'none')} ({where}). "
+                    "The dataset is of another environment, or was converted."
+                )
+
+
+def _check_values(data: relive.ReplayBuffer, schema: relive.Schema, where: str) -> None:
+    """Refuse actions that the environment does not have, and numbers that are none."""
+    fields = {"obs": schema.obs, "action": schema.action, "reward": relive.Field(np.float32), "next_obs": schema.obs}
+    for batch in _chunks(data):
+        for name, field in fields.items():
+            values = getattr(batch, name)
+            assert isinstance(field, relive.Field)  # the agent refused all else
+            if field.itemdtype.kind == "f":
+                wrong, expected = ~np.isfinite(values), "finite numbers"
+            elif field.low is not None:
+                wrong, expected = (values < field.low) | (values > field.high), f"{field.low} to {field.high}"
+            else:
+                continue
+            if wrong.any():
+                at = int(np.argmax(wrong.reshape(len(wrong), -1).any(1)))
+                raise SchemaError(
+                    f"{name}: expected {expected}, got {values[at]} (transition {batch.ids[at]} of {where}). "
+                    "Look at the dataset with relive check."
+                )
