@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relive.audit import check_path
+from relive.audit import Check, Finding, Report, check_path
 from relive.cli.options import parse
-from relive.errors import ConfigError
+from relive.errors import ConfigError, SnapshotError
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Options:
     format: str | None = None
     """Format of a dataset, where its looks do not tell."""
     trust_pickle: bool = False
-    """Read a pickle of Stable-Baselines3. That runs whatever code its maker put into it."""
+    """Open a pickle, as Stable-Baselines3 saves its buffers. Only arrays are read from it, nothing is run."""
     json: bool = False
     """Print the report as JSON."""
     resume: bool = False
@@ -39,25 +39,33 @@ def run(args: Sequence[str]) -> int:
         return _prove(options)
     if options.steps is not None:
         raise ConfigError("--steps: expected --resume with it, got none. Datasets are read whole.")
-    report = check_path(_transitions(options.path), format=options.format, trust_pickle=options.trust_pickle)
+    if (options.path / "config.json").is_file():
+        report = _check_run(options.path)
+    else:
+        report = check_path(options.path, format=options.format, trust_pickle=options.trust_pickle)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.passes else 1
 
 
-def _transitions(path: Path) -> Path:
-    """Where the transitions lie: of a run, the snapshot in its checkpoint."""
-    if not (path / "config.json").is_file():
-        return path
-    from relive.train.checkpoint import REPLAY
-    from relive.train.rundir import CHECKPOINT
+def _check_run(path: Path) -> Report:
+    """The report of a run's checkpoint: whether it is whole, and the transitions in it."""
+    from relive.train.checkpoint import REPLAY, checkpoint_step, load_checkpoint
+    from relive.train.rundir import CHECKPOINT, load_config
 
-    snapshot = path / CHECKPOINT / REPLAY
-    if not snapshot.is_dir():
-        raise ConfigError(
-            f"{path}: expected a run with a checkpoint, got one without: it keeps no transitions. Train with "
-            "--checkpoint-every, or say --resume to prove that it resumes exactly."
-        )
-    return snapshot
+    config = load_config(path)
+    whole = Check("checkpoint", "agent, loop and buffer are, byte for byte, as they were saved")
+    try:
+        if checkpoint_step(path) is None:
+            raise ConfigError(
+                f"{path}: expected a run with a checkpoint, got one without: it keeps no transitions. Train with "
+                "--checkpoint-every, or say --resume to prove that it would resume exactly."
+            )
+        load_checkpoint(path, config)
+    except SnapshotError as error:
+        finding = Finding(whole.rule, "error", 1, None, str(error))
+        return Report(f"{path}: checkpoint of a run", 0, (whole,), (finding,))
+    report = check_path(path / CHECKPOINT / REPLAY)
+    return replace(report, checks=(whole, *report.checks))
 
 
 def _prove(options: Options) -> int:
