@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
@@ -114,6 +116,12 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train Blackjack-v1", r"observation_space: expected .*, got Tuple"),
         ("train CartPole-v1 --sampler rank", r"'rank'.*--sampler.*rank-based"),
         ("train CartPole-v1 --newest 65", r"newest: expected at most batch_size=64, got 65"),
+        ("train CartPole-v1 --checkpoint-every 0", r"checkpoint_every: expected an integer >= 1, got 0"),
+        ("train --resume", r"--resume: expected a run directory and nothing else, got '--resume'"),
+        ("train --resume nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
+        ("train --resume run", r"run: expected a run that was interrupted or killed, got one that is finished"),
+        ("train --resume run --steps 5", r"--resume: expected .* nothing else, got '--resume run --steps 5'.*settings"),
+        ("train CartPole-v1 --resume=run", r"--resume: expected .* nothing else, got 'CartPole-v1 --resume=run'"),
         ("study capacty", r"study: expected one of capacity, cliffwalk, got 'capacty'\. Did you mean capacity\?"),
         ("study capacity", r"ENV.*See relive study capacity --help"),
         ("study capacity CartPol-v1", r"got 'CartPol-v1'\. Did you mean CartPole-v1"),
@@ -330,3 +338,30 @@ def test_a_signal_ends_a_run_with_everything_written(tmp_path: Path, number: sig
     )
     with Image.open(run / "curve.png") as picture:
         picture.verify()
+
+
+def test_an_interrupted_run_says_how_to_resume_it_and_can_be(tmp_path: Path) -> None:
+    """Bug: a command printed that does not work; a resumed run that begins anew, or reports as if it had."""
+    args = ["train", "CartPole-v1", "--steps", "3000", "--learning-starts", "100", "--eval-every", "1000"]
+    args += ["--checkpoint-every", "500", "--stop-return", "None", "--threshold", "None", "--out", "a run"]
+    args += ["--final-eval-episodes", "2"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "relive", *args], cwd=tmp_path, **pipes) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "greedy return" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        output, complaints = process.communicate(timeout=30)
+    assert (process.returncode, complaints) == (128 + signal.SIGTERM, "")
+    said = re.search(r"\nResume: relive (train --resume 'a run') \(goes on from step ([\d,]+)\)\n", output)
+    assert said
+    assert re.search(r"\n  checkpoint  +what", output)
+    done = relive(*shlex.split(said[1]), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Resuming CartPole-v1, seed 0, at step {said[2]}, its last checkpoint." in done.stdout
+    assert re.search(r"\n3,00\d steps, ", done.stdout)
+    metrics = read_metrics(tmp_path / "a run")
+    assert (np.diff(metrics["step"]) > 0).all()
+    assert metrics["step"][0] < 100
+    assert metrics["step"][-1] >= 3000

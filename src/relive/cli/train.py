@@ -1,5 +1,6 @@
-"""`relive train ENV`: a run from the preset of the environment, edited by options."""
+"""`relive train ENV`: a run from the preset of the environment, edited by options. `--resume RUN` goes on with one."""
 
+import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,10 +13,11 @@ import tyro
 from relive.cli.options import parse
 from relive.cli.progress import spectator
 from relive.dqn import PRESETS, TrainConfig, preset
-from relive.errors import ReplayError
-from relive.train import Result, new_run_dir, train
+from relive.errors import ConfigError, ReplayError
+from relive.train import Result, load_config, new_run_dir, resume, train
+from relive.train.checkpoint import checkpoint_step
 from relive.train.environments import make_env
-from relive.train.rundir import CONTENTS, claim_run_dir
+from relive.train.rundir import CONTENTS, claim_run_dir, lock_run, refuse_finished
 from relive.train.summary import headline
 
 DESCRIPTION = (
@@ -33,10 +35,14 @@ class Options:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
     """Directory of the run, new or empty. None: the next free of runs/ENV-SEED-001, -002, ..."""
+    resume: Path | None = None
+    """Go on with this run from its last checkpoint instead. Takes no environment and no other option."""
 
 
 def run(args: Sequence[str]) -> int:
     """Train, tell how it went, and return the exit code."""
+    if _names_resume(args) and not {"-h", "--help"} & set(args):
+        return _resume(_run_to_resume(args))
     options = _read(args)
     config = options.config
     make_env(config.env).close()  # refuse what cannot be trained before a directory is made
@@ -44,16 +50,49 @@ def run(args: Sequence[str]) -> int:
     claim_run_dir(run_dir)  # here too, so that a directory that cannot be had is the first thing said
     print(f"Training in {config.env}, seed {config.seed}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
     try:
-        with spectator(config.steps) as report:
+        with spectator(config.length) as report:
             result = train(config, run_dir, report=report)
     except ReplayError:
         with suppress(OSError):  # a run that was refused leaves no empty directory behind; rmdir removes no other
             run_dir.rmdir()
         raise
+    return _conclude(config, result, run_dir)
+
+
+def _resume(run_dir: Path) -> int:
+    config = load_config(run_dir)
+    with lock_run(run_dir):  # here too, so that a run that cannot be had is the first thing said
+        refuse_finished(run_dir)
+    step = checkpoint_step(run_dir)
+    if step is not None:  # else refused in a moment
+        at = f"at step {step:,}, its last checkpoint"
+        print(f"Resuming {config.env}, seed {config.seed}, {at}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+    with spectator(config.length) as report:
+        result = resume(run_dir, report=report)
+    return _conclude(config, result, run_dir)
+
+
+def _conclude(config: TrainConfig, result: Result, run_dir: Path) -> int:
+    """Tell how it went, and return the exit code."""
     print(_report(config, result, run_dir))
     if result.signal:
         return 128 + signal.Signals[result.signal]
     return 1 if result.passed is False else 0
+
+
+def _names_resume(args: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--resume" for word in args)
+
+
+def _run_to_resume(args: Sequence[str]) -> Path:
+    """RUN of `--resume RUN`. Settings cannot be changed half way: epsilon, for one, falls over a share of all steps."""
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
+    if len(words) != 2 or words[0] != "--resume" or words[1].startswith("-"):
+        raise ConfigError(
+            f"--resume: expected a run directory and nothing else, got {shlex.join(args)!r}. A resumed run keeps the "
+            "settings that it was begun with."
+        )
+    return Path(words[1])
 
 
 def _read(args: Sequence[str]) -> Options:
@@ -72,7 +111,10 @@ def _parse(args: Sequence[str], env: str) -> Options:
 
 def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     if result.signal:
-        outcome = f"Ended by {result.signal} at step {result.steps:,}; everything up to there is written."
+        place = f"update {result.updates:,}" if result.steps == 0 else f"step {result.steps:,}"
+        outcome = f"Ended by {result.signal} at {place}; everything up to there is written."
+        if (step := checkpoint_step(run_dir)) is not None:
+            outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from step {step:,})"
     else:
         outcome = headline(result)[0].upper() + headline(result)[1:]
     learning = result.seconds - result.eval_seconds
@@ -92,6 +134,8 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
 
 
 def _steps(config: TrainConfig, result: Result) -> str:
+    if config.offline is not None and not config.online:
+        return f"From {config.offline} alone"
     if result.status == "stopped early":
         return f"{result.steps:,} of {config.steps:,} steps (an evaluation reached {config.stop_return:g})"
     return f"{result.steps:,} steps"

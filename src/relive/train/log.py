@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from relive.errors import ConfigError
+from relive.train.rundir import write_file
 
 METRICS = "metrics.csv"
 
@@ -29,9 +30,9 @@ class Row:
     seconds: float
     """Wall time since the run began, evaluations included."""
     steps_per_second: float
-    """Environment steps a second since the row before, evaluations left out."""
+    """Environment steps a second since the row before (updates, before the first), evaluations left out."""
     epsilon: float
-    """Probability of a random action."""
+    """Probability of a random action; none before the first step."""
     loss: float
     """Mean loss of the updates since the row before, of the first and every eighth."""
     q_mean: float
@@ -52,13 +53,31 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class RunLog:
-    """Writes rows to `run_dir`; whatever has been written survives the process."""
+    """Writes rows to `run_dir`; whatever has been written survives the process.
 
-    def __init__(self, run_dir: Path) -> None:
-        self._file = (run_dir / METRICS).open("w", newline="", encoding="utf-8")
+    Args:
+        run_dir: the run.
+        before: the text of metrics.csv to go on after, as `text` gave it; other rows that are there are dropped. Empty
+            for a new run.
+        step: the step to go on after; TensorBoard forgets what is later. None for a new run.
+        updates_before: updates from a dataset alone, which TensorBoard counts before the steps.
+    """
+
+    def __init__(self, run_dir: Path, before: str = "", step: int | None = None, updates_before: int = 0) -> None:
+        self._updates_before = updates_before
+        write_file(run_dir / METRICS, before.encode())
+        self._file = (run_dir / METRICS).open("a+", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(COLUMNS)
-        self._board = SummaryWriter(str(run_dir))
+        if not before:
+            self._csv.writerow(COLUMNS)
+        self._board = SummaryWriter(str(run_dir), purge_step=None if step is None else step + 1)
+
+    def text(self) -> str:
+        """All of metrics.csv. TensorBoard's file, which PyTorch writes now and then, is brought up to the same row."""
+        self._board.flush()
+        self._file.flush()
+        self._file.seek(0)
+        return self._file.read()
 
     def write(self, row: Row) -> None:
         """Add one row."""
@@ -68,7 +87,8 @@ class RunLog:
             value = getattr(row, name)
             if not math.isnan(value):
                 group = "evaluation" if name.startswith("eval_") else "train"
-                self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, row.step)
+                place = min(row.updates, self._updates_before) + row.step
+                self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, place)
 
     def __enter__(self) -> Self:
         return self

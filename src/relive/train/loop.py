@@ -1,10 +1,9 @@
-"""The training loop: act, store, learn; evaluate now and then; write it down."""
+"""The training loop: learn from a dataset, if there is one; act, store, learn; evaluate now and then; write it down."""
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,15 @@ import relive
 from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError, SchemaError
 from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
-from relive.train.environments import Envs, make_training_envs
-from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Evaluation, evaluate, greedy
+from relive.train.checkpoint import Checkpoint, save_checkpoint
+from relive.train.environments import Envs
+from relive.train.evaluate import EVALUATION_SEED, Evaluation, evaluate, greedy
 from relive.train.log import Row, RunLog
-from relive.train.plot import plot_runs
-from relive.train.rundir import CURVE, claim_run_dir, load_weights, save_config, save_weights
-from relive.train.schedules import beta_at, epsilon_at, updates_owed
+from relive.train.offline import beside, read_dataset
+from relive.train.rundir import save_weights
+from relive.train.schedules import beta_at, epsilon_at, reset_seed, updates_owed
 from relive.train.state import FrameStack, LoopState, LossMeter
 from relive.train.stop import StopRequest
-from relive.train.summary import Result, save_result
 
 ROWS = 200
 """Rows that a run writes to its metrics, besides one per evaluation."""
@@ -43,7 +42,9 @@ class Progress:
     """What a spectator is told while the run goes on."""
 
     step: int
+    """Updates from a dataset alone, then environment steps."""
     steps: int
+    """The same of the whole run."""
     episodes: int
     return_mean: float
     """Mean return of the last (up to) 100 training episodes, NaN before the first has ended."""
@@ -61,7 +62,16 @@ Report = Callable[[Progress], None]
 class Trainer:
     """One run: an agent, a buffer, environments, and the loop over them, a step at a time."""
 
-    def __init__(self, config: TrainConfig, envs: Envs, run_dir: Path, stop: StopRequest, report: Report) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        envs: Envs,
+        run_dir: Path,
+        stop: StopRequest,
+        report: Report,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Begin, or go on from a checkpoint. Writes nothing."""
         self.config, self.run_dir = config, run_dir
         self._envs, self._stop, self._report = envs, stop, report
         _check_device(config.device)
@@ -74,28 +84,33 @@ class Trainer:
             stack=config.stack,
         )
         self.greedy = greedy(self.agent, envs.single_action_space)
-        schema = relive.Schema.from_env(envs)
-        view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
-        sampler = _sampler(config)
-        # Refuses a capacity that would run out of memory half way.
-        relive.plan(schema, config.capacity, view, sampler=sampler)
-        self.buffer = relive.ReplayBuffer(config.capacity, schema, view=view, sampler=sampler, seed=config.seed)
         self._by_priority = config.sampler != "uniform"
         self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
+        if checkpoint is None:
+            self.buffer = _buffer(config, relive.Schema.from_env(envs))
+        else:
+            self.buffer = checkpoint.buffer
+            self.agent.load_state_dict(checkpoint.agent)
+            self.state.load_state_dict(checkpoint.loop)
+        self._data = None if config.offline is None else read_dataset(config, self.buffer)
+        self._source = beside(self._data, self.buffer, config)
         self.writer = self.buffer.writer(envs)
-        obs, _ = envs.reset(seed=config.seed)
-        self.writer.reset(obs)
-        self._obs = obs
-        self._stack = FrameStack(config.stack, obs) if config.stack > 1 else None
-        self._began = self._reported = time.perf_counter()
-        self._cpu_began = time.process_time()
-        self._marks = deque([(self._began, 0)], maxlen=RATE_REPORTS)
-        self._row_every = max(1, config.steps // ROWS)
+        self._begin_episodes()
+        self._reported = time.perf_counter()
+        self._began = self._reported - self.state.seconds
+        self._cpu_began = time.process_time() - self.state.cpu_seconds
+        self._marks = deque([(self._reported, self.place)], maxlen=RATE_REPORTS)
+        self._row_every = max(1, config.length // ROWS)
 
     @property
     def done(self) -> bool:
         """Whether the run has all its steps, or an evaluation was good enough to stop, or somebody asked to."""
-        return self.state.step >= self.config.steps or self.stopped_early or self._stop()
+        return self.place >= self.config.length or self.stopped_early or self._stop()
+
+    @property
+    def place(self) -> int:
+        """How far the run is, of `config.length`."""
+        return min(self.state.updates, self.config.updates_before) + self.state.step
 
     @property
     def stopped_early(self) -> bool:
@@ -103,23 +118,42 @@ class Trainer:
         return self.config.stop_return is not None and self.state.best_return >= self.config.stop_return
 
     def advance(self, log: RunLog) -> None:
-        """One step of every environment, the updates owed for it, and the row or evaluation that falls due."""
-        before = self.state.step
-        self.interact()
-        owed = updates_owed(self.config, self.state.step) - self.state.updates
-        while owed > 0 and not self._stop():
+        """One step of every environment, the updates owed for it, and the row or evaluation that falls due.
+
+        While the run learns from a dataset alone: one update, and the same.
+        """
+        config, before = self.config, self.place
+        if before < config.updates_before:
             self._learn()
-            owed -= 1
-        step, steps = self.state.step, self.config.steps
-        evaluation = None
-        if _passed(before, step, self.config.eval_every) or before < steps <= step:
+            begin, end = 0, config.updates_before
+        else:
+            self.interact()
+            owed = updates_owed(config, self.state.step) - self.state.updates
+            while owed > 0 and not self._stop():
+                self._learn()
+                owed -= 1
+            begin, end = config.updates_before, config.length
+        place, evaluation = self.place, None
+        if _passed(before - begin, place - begin, config.eval_every) or before < end <= place:
             evaluation = self._evaluate()
-        if evaluation is not None or _passed(before, step, self._row_every):
+        if evaluation is not None or _passed(before, place, self._row_every):
             self._write_row(log, evaluation)
+        every = config.checkpoint_every
+        # Not once somebody asked to stop: updates or an evaluation of this step may have been cut short.
+        if every is not None and _passed(before, place, every) and not self._stop():
+            self._make_checkpoint(log)
         now = time.perf_counter()
         if evaluation is not None or now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._report(self._progress(now, evaluation))
+
+    def _begin_episodes(self) -> None:
+        """Reset every environment with the seed of this step, and forget the episodes that went on until now."""
+        obs, _ = self._envs.reset(seed=reset_seed(self.config, self.state.step))
+        self.writer.reset(obs)  # in the buffer they end as truncated
+        self.state.running[:] = 0.0
+        self._obs = obs
+        self._stack = FrameStack(self.config.stack, obs) if self.config.stack > 1 else None
 
     def interact(self) -> None:
         """One step of every environment, stored."""
@@ -143,12 +177,25 @@ class Trainer:
             state.recent.extend(returns)
             state.fresh.extend(returns)
 
+    def _make_checkpoint(self, log: RunLog) -> None:
+        self._begin_episodes()  # what an environment is in the midst of cannot be saved
+        self._read_clocks()
+        state = self.state
+        save_checkpoint(
+            self.run_dir,
+            self.config,
+            Checkpoint(state.step, self.agent.state_dict(), state.state_dict(), log.text(), self.buffer),
+        )
+
     def _learn(self) -> None:
         config = self.config
-        beta = beta_at(config, self.state.step) if self._by_priority else None
-        batch = self.buffer.sample(config.agent.batch_size, beta=beta, output="torch", device=config.device)
+        alone = self.state.updates < config.updates_before  # with the dataset
+        source = self._data if self._data is not None and alone else self._source
+        by_priority = self._by_priority and not alone
+        beta = beta_at(config, self.state.step) if by_priority else None
+        batch = source.sample(config.agent.batch_size, beta=beta, output="torch", device=config.device)
         update = self.agent.update(batch)
-        if self._by_priority:
+        if by_priority:
             self._prioritize(batch.ids, update.abs_td)
         if self.state.meter.empty or self.state.updates % METER_EVERY == 0:
             self.state.meter.add(update)
@@ -157,7 +204,7 @@ class Trainer:
     def _prioritize(self, ids: torch.Tensor, abs_td: torch.Tensor) -> None:
         """Give the transitions of a batch their new priorities. Waits for the device."""
         try:
-            self.buffer.update_priorities(ids, abs_td)
+            self._source.update_priorities(ids, abs_td)
         except SchemaError:
             raise ConfigError(
                 f"training: expected finite TD errors, got others (at step {self.state.step:,}). The run has diverged: "
@@ -177,14 +224,18 @@ class Trainer:
         )
         state.eval_seconds += time.perf_counter() - began
         if evaluation is not None and evaluation.mean >= state.best_return:
-            state.best_return, state.best_step = evaluation.mean, state.step
-            save_weights(self.run_dir, "best", self.agent)
+            state.best_return, state.best_step = evaluation.mean, self.place
+            state.best_weights = self.agent.weights()
+            save_weights(self.run_dir, "best", state.best_weights)
         return evaluation
+
+    def _read_clocks(self) -> None:
+        self.state.seconds = time.perf_counter() - self._began
+        self.state.cpu_seconds = time.process_time() - self._cpu_began
 
     def _write_row(self, log: RunLog, evaluation: Evaluation | None) -> None:
         state = self.state
-        state.seconds = time.perf_counter() - self._began
-        state.cpu_seconds = time.process_time() - self._cpu_began
+        self._read_clocks()
         learning = state.seconds - state.eval_seconds
         loss, q_mean = state.meter.take()
         log.write(
@@ -193,8 +244,8 @@ class Trainer:
                 updates=state.updates,
                 episodes=state.episodes,
                 seconds=round(state.seconds, 3),
-                steps_per_second=round((state.step - state.row_step) / max(learning - state.row_seconds, 1e-9), 1),
-                epsilon=epsilon_at(self.config, state.step),
+                steps_per_second=round((self.place - state.row_step) / max(learning - state.row_seconds, 1e-9), 1),
+                epsilon=epsilon_at(self.config, state.step) if state.step else math.nan,
                 loss=loss,
                 q_mean=q_mean,
                 return_mean=float(np.mean(state.fresh)) if state.fresh else math.nan,
@@ -204,28 +255,36 @@ class Trainer:
                 eval_max=max(evaluation.returns) if evaluation else math.nan,
             )
         )
-        state.row_step, state.row_seconds = state.step, learning
+        state.row_step, state.row_seconds = self.place, learning
         state.fresh.clear()
 
     def _progress(self, now: float, evaluation: Evaluation | None) -> Progress:
         state = self.state
         marked, marked_step = self._marks[0]
-        self._marks.append((now, state.step))
+        self._marks.append((now, self.place))
         return Progress(
-            step=min(state.step, self.config.steps),
-            steps=self.config.steps,
+            step=min(self.place, self.config.length),
+            steps=self.config.length,
             episodes=state.episodes,
             return_mean=float(np.mean(state.recent)) if state.recent else math.nan,
             loss=state.meter.peek()[0],
-            steps_per_second=(state.step - marked_step) / max(now - marked, 1e-9),
+            steps_per_second=(self.place - marked_step) / max(now - marked, 1e-9),
             evaluation=evaluation,
         )
 
     def finish(self, log: RunLog) -> None:
         """Write what is not written yet: the last row and the last weights."""
-        if self.state.step > self.state.row_step:
+        if self.place > self.state.row_step:
             self._write_row(log, None)
-        save_weights(self.run_dir, "last", self.agent)
+        save_weights(self.run_dir, "last", self.agent.weights())
+
+
+def _buffer(config: TrainConfig, schema: relive.Schema) -> relive.ReplayBuffer:
+    """An empty buffer; refuses a capacity that would run out of memory half way."""
+    view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
+    sampler = _sampler(config)
+    relive.plan(schema, config.capacity, view, sampler=sampler)
+    return relive.ReplayBuffer(config.capacity, schema, view=view, sampler=sampler, seed=config.seed)
 
 
 def _sampler(config: TrainConfig) -> BuiltIn:
@@ -251,66 +310,3 @@ def _check_device(name: str) -> None:
 def _passed(before: int, now: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]: steps come in strides of `num_envs`."""
     return now // every > before // every
-
-
-def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progress: None) -> Result:
-    """Train an agent and leave a run directory behind.
-
-    On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the
-    same weights. SIGINT and SIGTERM end it between two steps, with everything written.
-
-    Args:
-        config: all of the run.
-        run_dir: new or empty.
-        report: told how it goes about four times a second, and of every evaluation.
-
-    Returns:
-        Result: what was reached; also in `result.json` and `summary.md`.
-
-    Raises:
-        ConfigError: `run_dir` is not empty, no such environment, or settings that it does not allow.
-    """
-    envs = make_training_envs(config.env, config.num_envs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        with closing(envs), StopRequest() as stop:
-            # First what may be refused, then the directory: a refused run leaves none behind.
-            trainer = Trainer(config, envs, run_dir, stop, report)
-            claim_run_dir(run_dir)
-            save_config(run_dir, config)
-            with RunLog(run_dir) as log:
-                while not trainer.done:
-                    trainer.advance(log)
-                trainer.finish(log)
-            plot_runs([run_dir], run_dir / CURVE)
-            result = _conclude(trainer, stop)
-            save_result(run_dir, config, result)
-            return result
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
-    """Evaluate the weights that are kept, unless the run was interrupted."""
-    config, state = trainer.config, trainer.state
-    best = state.best_step if config.keep == "best" else None
-    if best is not None:
-        trainer.agent.load_weights(load_weights(trainer.run_dir, "best"))
-    final = evaluate(
-        trainer.greedy, config.env, episodes=config.final_eval_episodes, seed=FINAL_SEED, stack=config.stack, stop=stop
-    )
-    return Result(
-        status="interrupted" if stop.signal else "stopped early" if trainer.stopped_early else "finished",
-        signal=stop.signal.name if stop.signal else None,
-        steps=state.step,
-        updates=state.updates,
-        episodes=state.episodes,
-        seconds=state.seconds,
-        cpu_seconds=state.cpu_seconds,
-        eval_seconds=state.eval_seconds,
-        kept="last" if best is None else "best",
-        kept_step=state.step if best is None else best,
-        final=final,
-        threshold=config.threshold,
-    )

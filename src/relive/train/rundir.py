@@ -1,8 +1,14 @@
 """A run is a directory: what lies in it, how it is made, how its agent is loaded again."""
 
+import errno
+import fcntl
+import io
 import json
+import os
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +24,7 @@ RESULT = "result.json"
 SUMMARY = "summary.md"
 CURVE = "curve.png"
 WEIGHTS = {"best": "best.pt", "last": "last.pt"}
+CHECKPOINT = "checkpoint"
 
 CONTENTS = {
     SUMMARY: "what the run was and what it reached",
@@ -28,8 +35,9 @@ CONTENTS = {
     "events.out.tfevents.*": "the same for TensorBoard",
     WEIGHTS["best"]: "weights of the best evaluation",
     WEIGHTS["last"]: "weights at the end",
+    CHECKPOINT: "what `relive train --resume` goes on from; `replay` in it is a snapshot of the buffer",
 }
-"""File -> what it holds."""
+"""File or directory -> what it holds. There is a checkpoint only if the run makes any."""
 
 
 def new_run_dir(root: Path, env: str, seed: int) -> Path:
@@ -62,6 +70,58 @@ def claim_run_dir(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """While entered, no other training runs in this directory; the system unlocks it when the process dies.
+
+    The lock lies on config.json, the one file that is there from first to last. A file system without locks has none.
+
+    Raises:
+        ConfigError: a training is running there.
+    """
+    with (run_dir / CONFIG).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{run_dir}: expected a run that nobody trains, got one whose training goes on. Wait for it or end it."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+        yield
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, durably; whoever reads it meanwhile, or after a kill, sees the old one or the new one, whole."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def refuse_finished(run_dir: Path) -> None:
+    """Refuse a run that has come to its end.
+
+    Raises:
+        ConfigError: it has. (An interrupted one has not.)
+    """
+    path = run_dir / RESULT
+    if path.exists() and (status := json.loads(path.read_text(encoding="utf-8"))["status"]) != "interrupted":
+        raise ConfigError(f"{run_dir}: expected a run that was interrupted or killed, got one that is {status}.")
+
+
 def save_config(run_dir: Path, config: TrainConfig) -> None:
     """Write config.json."""
     (run_dir / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -88,16 +148,11 @@ def load_config(run_dir: Path) -> TrainConfig:
         raise ConfigError(f"{path}: expected the settings of a run, got others ({error}).") from None
 
 
-def save_weights(run_dir: Path, which: Literal["best", "last"], agent: DQN) -> None:
+def save_weights(run_dir: Path, which: Literal["best", "last"], weights: dict[str, torch.Tensor]) -> None:
     """Write the weights; whoever reads the file meanwhile sees the old ones or the new ones, whole."""
-    path = run_dir / WEIGHTS[which]
-    fresh = path.with_suffix(".new")
-    try:
-        torch.save(agent.weights(), fresh)
-    except RuntimeError as error:  # what PyTorch makes of a full disk
-        fresh.unlink(missing_ok=True)
-        raise OSError(f"{path}: expected to write the weights, got an error of the disk ({error}).") from error
-    fresh.replace(path)
+    data = io.BytesIO()
+    torch.save(weights, data)
+    write_file(run_dir / WEIGHTS[which], data.getvalue())
 
 
 def load_weights(run_dir: Path, which: Literal["best", "last"]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +46,15 @@ class LossMeter:
         self._count = 0
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs, as tensors and plain values."""
+        return {"sums": self._sums.cpu().clone(), "count": self._count, "last": self._last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`, bit for bit."""
+        self._sums.copy_(state["sums"])
+        self._count, self._last = state["count"], state["last"]
+
 
 @dataclass
 class LoopState:
@@ -67,7 +78,9 @@ class LoopState:
     """Returns of the episodes ended since the last row."""
     best_return: float = -math.inf
     best_step: int | None = None
-    """Step of the best evaluation; None before the first."""
+    """Place in the run of the best evaluation; None before the first."""
+    best_weights: dict[str, torch.Tensor] | None = None
+    """The weights it was made with, those of best.pt; None before the first."""
     seconds: float = 0.0
     """Wall time of the run."""
     cpu_seconds: float = 0.0
@@ -75,9 +88,34 @@ class LoopState:
     eval_seconds: float = 0.0
     """Wall time of its evaluations."""
     row_step: int = 0
-    """Step of the last row."""
+    """Place in the run of the last row: its step, after the updates from a dataset alone."""
     row_seconds: float = 0.0
     """Wall time up to the last row, evaluations left out."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every field, as tensors and plain values; loads with `weights_only=True`."""
+        state = {one.name: getattr(self, one.name) for one in fields(self)}
+        # Copies: the loop goes on changing these in place.
+        state |= {"running": self.running.tolist(), "recent": list(self.recent), "fresh": list(self.fresh)}
+        return state | {"meter": self.meter.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`, bit for bit.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        for one in fields(self):
+            match one.name:
+                case "running":
+                    self.running[:] = state["running"]
+                case "meter":
+                    self.meter.load_state_dict(state["meter"])
+                case "recent":
+                    self.recent.clear()
+                    self.recent.extend(state["recent"])
+                case name:
+                    setattr(self, name, state[name])
 
 
 class FrameStack:

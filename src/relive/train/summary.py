@@ -1,6 +1,7 @@
 """The outcome of a run: as data, as JSON for programs, as Markdown for people."""
 
 import json
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from relive.dqn import AgentConfig, TrainConfig
 from relive.train.evaluate import Evaluation
-from relive.train.rundir import CONTENTS, CURVE, RESULT, SUMMARY
+from relive.train.rundir import CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, write_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Result:
     kept: Literal["best", "last"]
     """The weights that the run ends with."""
     kept_step: int
-    """The step they are from."""
+    """The step they are from; updates from a dataset alone, before the first step, count as steps."""
     final: Evaluation | None
     """Greedy episodes of the kept weights; None if the run was interrupted."""
     threshold: float | None
@@ -62,8 +63,8 @@ def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
         "final": None if final is None else {"mean": final.mean, "std": final.std, "returns": final.returns},
         "versions": versions(),
     }
-    (run_dir / RESULT).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    (run_dir / SUMMARY).write_text(summary(run_dir.resolve().name, config, result), encoding="utf-8")
+    write_file(run_dir / SUMMARY, summary(run_dir.resolve().name, config, result).encode())
+    write_file(run_dir / RESULT, (json.dumps(data, indent=2) + "\n").encode())  # last: it says that the run has ended
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +88,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         "| | |",
         "|---|---|",
         f"| ended | {result.status}{f' by {result.signal}' if result.signal else ''} |",
-        f"| environment steps | {result.steps:,} of {config.steps:,} |",
+        *_course(config, result),
         f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
         f"| training episodes | {result.episodes:,} |",
         f"| training time | {learning:.1f} s, and {result.eval_seconds:.1f} s for the evaluations on the way |",
@@ -100,9 +101,23 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
     lines += ["", "## Settings that are not the defaults", ""]
     lines += changed_settings(config) or ["None."]
     lines += ["", "## Files", "", "| file | holds |", "|---|---|"]
-    lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items()]
+    without = {CHECKPOINT} if result.steps < (config.checkpoint_every or math.inf) else set()
+    lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items() if file not in without]
     lines += ["", "Made with " + ", ".join(f"{key} {value}" for key, value in versions().items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _course(config: TrainConfig, result: Result) -> list[str]:
+    """What the run learned from: a dataset, steps, or the one after and beside the other."""
+    lines = []
+    if config.offline is not None:
+        alone = min(result.updates, config.offline_updates)
+        lines.append(f"| dataset | {config.offline}, {alone:,} of {config.offline_updates:,} updates from it alone |")
+    if config.offline is None or config.online:
+        lines.append(f"| environment steps | {result.steps:,} of {config.steps:,} |")
+    if config.online:
+        lines.append(f"| share of the dataset beside them | {config.offline_share:g} |")
+    return lines
 
 
 def headline(result: Result) -> str:

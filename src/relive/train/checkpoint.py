@@ -1,0 +1,148 @@
+"""What a run goes on from: agent, loop and buffer as they were at one step, committed as one.
+
+The agent and the loop are written first, to a file of a new name; the buffer's snapshot names that file and its
+checksum, so that the one rename which commits the snapshot commits both. Killed at any instant, the run has the
+checkpoint before or the new one, whole.
+"""
+
+import hashlib
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import relive
+from relive.dqn import TrainConfig
+from relive.errors import ConfigError, SnapshotError
+from relive.snapshot import read_note
+from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, save_weights, write_file
+
+REPLAY = "replay"
+"""Snapshot of the buffer, in the directory of the checkpoint."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run is between two steps, but for its environments, which begin anew."""
+
+    step: int
+    agent: dict[str, Any]
+    """`DQN.state_dict()`."""
+    loop: dict[str, Any]
+    """`LoopState.state_dict()`."""
+    metrics: str
+    """metrics.csv."""
+    buffer: relive.ReplayBuffer
+
+
+def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) -> None:
+    """Make this the checkpoint of the run, in place of the one before.
+
+    Raises:
+        OSError: the disk refuses; the checkpoint before still stands.
+
+    Cost: the agent whole, of the buffer what is new.
+    """
+    folder = run_dir / CHECKPOINT
+    folder.mkdir(exist_ok=True)
+    file = folder / f"agent-{checkpoint.step}.pt"
+    state = {"config": config.to_dict(), "agent": checkpoint.agent, "loop": checkpoint.loop}
+    data = io.BytesIO()
+    torch.save(state | {"metrics": checkpoint.metrics}, data)
+    write_file(file, data.getvalue())
+    note = {"relive run": FORMAT, "step": checkpoint.step, "agent": file.name, "sha256": _digest(data.getvalue())}
+    checkpoint.buffer.save(folder / REPLAY, note=note)
+    for other in folder.glob("agent-*"):
+        if other != file:
+            other.unlink()
+
+
+def checkpoint_step(run_dir: Path) -> int | None:
+    """The step of a run's checkpoint; None if it has none.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    return _read_note(run_dir)["step"] if _exists(run_dir) else None
+
+
+def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
+    """Read a run's checkpoint. Runs no code that a stranger may have put into it.
+
+    Raises:
+        ConfigError: there is none, or the settings are not those it was made with.
+        SnapshotError: it is damaged.
+    """
+    if not _exists(run_dir):
+        every = config.checkpoint_every
+        when = "--checkpoint-every N makes one every N steps" if every is None else f"its first was due at step {every}"
+        raise ConfigError(f"{run_dir}: expected a run with a checkpoint, found none ({when}). Train it anew.")
+    note = _read_note(run_dir)
+    state = _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
+    _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
+    buffer = relive.load(run_dir / CHECKPOINT / REPLAY)
+    return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer)
+
+
+def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
+    """Take away what the run wrote after its checkpoint, but for its metrics; put the best weights of then back."""
+    for name in (RESULT, SUMMARY, CURVE, WEIGHTS["last"]):
+        (run_dir / name).unlink(missing_ok=True)
+    if best is None:
+        (run_dir / WEIGHTS["best"]).unlink(missing_ok=True)
+    else:
+        save_weights(run_dir, "best", best)
+
+
+def _exists(run_dir: Path) -> bool:
+    return (run_dir / CHECKPOINT / REPLAY / "manifest.json").exists()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_note(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / CHECKPOINT / REPLAY
+    note = read_note(path)
+    known = {"relive run": int, "step": int, "agent": str, "sha256": str}
+    if not isinstance(note, dict) or not all(isinstance(note.get(name), kind) for name, kind in known.items()):
+        raise SnapshotError(
+            f"{path}: expected the snapshot of a run's checkpoint, got another. Nothing to resume from."
+        )
+    if note["relive run"] != FORMAT:
+        raise SnapshotError(
+            f"{path}: expected a checkpoint of format {FORMAT}, got {note['relive run']}. Use its relive."
+        )
+    return note
+
+
+def _read_state(path: Path, digest: str) -> dict[str, Any]:
+    """What `save_checkpoint` wrote beside the snapshot, if every byte of it is there."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: expected the agent of the checkpoint, found no such file.") from None
+    if _digest(data) != digest:
+        raise SnapshotError(f"{path}: expected SHA-256 {digest}, got {_digest(data)}. The file was damaged or changed.")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SnapshotError(f"{path}: expected what `relive train` writes, got something else ({reason}).") from None
+    return state
+
+
+def _check_config(run_dir: Path, now: TrainConfig, then: TrainConfig) -> None:
+    """Refuse settings that were changed since."""
+    if now != then:
+        changed = [name for name, value in then.to_dict().items() if now.to_dict()[name] != value]
+        raise ConfigError(
+            f"{run_dir}: expected the settings of its checkpoint in config.json, got others ({', '.join(changed)}). "
+            "Put them back: a run with other settings is another run."
+        )

@@ -1,0 +1,268 @@
+"""Proof that a run resumes exactly: trained through, and killed and resumed, it must end the same, bit for bit."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+import relive
+from relive.dqn import TrainConfig
+from relive.errors import ConfigError
+from relive.train.checkpoint import checkpoint_step, load_checkpoint
+from relive.train.log import METRICS, RunLog, read_metrics
+from relive.train.loop import Trainer
+from relive.train.rundir import WEIGHTS, load_config
+from relive.train.runs import stage
+
+WALL_TIMES = frozenset({"seconds", "cpu_seconds", "eval_seconds", "row_seconds", "steps_per_second"})
+"""What two runs may differ in."""
+
+BUDGET_SECONDS = 30.0
+"""Wall time of the trainings, about, where nobody says how long they are; the start of three processes comes on top."""
+
+PROBE_SECONDS = 2.0
+"""Wall time in which the speed is measured that says how far `BUDGET_SECONDS` reach."""
+
+LONGEST = 10_000
+"""Most steps of a training where nobody says how many."""
+
+DRAWS = 8
+"""Batches that two buffers must draw alike."""
+
+_CHUNK = 4096
+"""Transitions compared in one go."""
+
+_TRAIN = """
+import json, pathlib, sys
+from relive.dqn import TrainConfig
+from relive.train import train
+train(TrainConfig.from_dict(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of it."""
+
+    config: TrainConfig
+    """What was trained: the run's own settings, shortened."""
+    resumed_at: int
+    """Step of the checkpoint that the killed training went on from."""
+    killed_after: float
+    """Seconds from that checkpoint to the kill."""
+    differences: tuple[str, ...]
+    """What was not the same in the end, in words; empty where the run resumes exactly."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether both ended the same."""
+        return not self.differences
+
+
+def prove_resume(
+    run_dir: Path, *, steps: int | None = None, report: Callable[[str], None] = lambda words: None
+) -> Proof:
+    """Train with a run's settings twice, once killed and resumed, and compare what is left, bit for bit.
+
+    Both trainings are new, in a directory that is removed again; the run itself is only read. They make a checkpoint
+    half way and at the end; evaluations and the buffer are cut down so that both matter in so few steps. The second is
+    a process of its own, killed by SIGKILL at a random instant after its first checkpoint, and goes on by
+    `relive train --resume`.
+
+    Args:
+        run_dir: whose settings; the run need not have checkpoints of its own.
+        steps: of each training. None: as many as take half a minute in all, at most 10,000.
+        report: told in words what goes on.
+
+    Returns:
+        Proof: with every difference between agents, loops, metrics (but for wall times), weights and buffers.
+
+    Raises:
+        ConfigError: not a run, one that learns from a dataset alone, or fewer steps than two of every environment.
+        OSError: a training failed.
+
+    Cost: about 4.5 * steps environment steps with their updates.
+    """
+    config = shorten(load_config(run_dir), steps)
+    half = config.steps // 2
+    with TemporaryDirectory(prefix="relive-resume-") as name:
+        through, killed = Path(name) / "through", Path(name) / "killed"
+        report(f"Training in {config.env} for {config.steps:,} steps, with a checkpoint at {half:,} and at the end.")
+        _finish(_begin(config, through))
+        metrics = read_metrics(through)
+        second_half = float(metrics["seconds"][-1] - np.interp(half, metrics["step"], metrics["seconds"]))
+        report("The same again, in a process that will be killed.")
+        resumed_at, killed_after = _train_and_kill(config, killed, second_half)
+        report(f"Killed {killed_after:.2f} s after its checkpoint at step {resumed_at:,}. Resuming it.")
+        _finish(_start("-m", "relive", "train", "--resume", str(killed)))
+        return Proof(config, resumed_at, killed_after, tuple(differences(through, killed)))
+
+
+def shorten(config: TrainConfig, steps: int | None) -> TrainConfig:
+    """The settings of a run for so few steps that learning, evictions and evaluations still happen in either half.
+
+    Raises:
+        ConfigError: fewer steps than two of every environment.
+    """
+    if config.offline is not None:
+        raise ConfigError(
+            "prove_resume: expected a run without a dataset, got one with. Such runs make no checkpoints."
+        )
+    half = _affordable(config) // 2 if steps is None else steps // 2
+    if half < config.num_envs:
+        raise ConfigError(
+            f"steps: expected at least {2 * config.num_envs}, two of every environment, got {steps}. Give more."
+        )
+    room = math.ceil(1.5 * half / config.num_envs) * config.num_envs
+    return replace(
+        config,
+        steps=2 * half,
+        checkpoint_every=half,
+        capacity=min(config.capacity, max(room, 100 * config.num_envs)),
+        learning_starts=min(config.learning_starts, half // 4),
+        update_every=min(config.update_every, max(1, half // 8)),
+        eval_every=max(1, 2 * half // 3),
+        eval_episodes=min(config.eval_episodes, 2),
+        final_eval_episodes=1,
+        stop_return=None,
+        threshold=None,
+    )
+
+
+def _affordable(config: TrainConfig) -> int:
+    """Steps that a training may take so that four and a half such trainings take `BUDGET_SECONDS`."""
+    probe = replace(
+        config,
+        steps=10**9,
+        checkpoint_every=None,
+        capacity=min(config.capacity, 1000 * config.num_envs),
+        learning_starts=0,
+        update_every=1,
+        epsilon_start=config.epsilon_end,
+        eval_every=10**9,
+        stop_return=None,
+    )
+    with TemporaryDirectory(prefix="relive-probe-") as name, stage(probe) as (envs, stop), RunLog(Path(name)) as log:
+        trainer = Trainer(probe, envs, Path(name), stop, lambda progress: None)
+        began = time.perf_counter()
+        while time.perf_counter() - began < PROBE_SECONDS:
+            trainer.advance(log)
+            if stop():
+                raise KeyboardInterrupt
+        rate = trainer.state.step / (time.perf_counter() - began)
+    return int(np.clip(rate * BUDGET_SECONDS / 4.5, 16 * config.num_envs, LONGEST))
+
+
+def _start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _begin(config: TrainConfig, run_dir: Path) -> subprocess.Popen[str]:
+    return _start("-c", _TRAIN, json.dumps(config.to_dict()), str(run_dir))
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    """Wait for a training; refuse one that failed."""
+    try:
+        complaints = process.communicate()[1]
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        last = (complaints.strip() or f"exit code {process.returncode}").splitlines()[-1]
+        raise OSError(f"training: expected it to succeed, got: {last}")
+
+
+def _train_and_kill(config: TrainConfig, run_dir: Path, second_half: float) -> tuple[int, float]:
+    """Leave a run behind that was killed at a random instant after its first checkpoint; its step, the seconds between.
+
+    A process that was quicker than the kill is started again, and killed sooner.
+    """
+    for attempt in range(8):
+        path = run_dir.with_name(f"{run_dir.name}-{attempt}")
+        process = _begin(config, path)
+        try:
+            while checkpoint_step(path) is None and process.poll() is None:
+                time.sleep(0.002)
+            after = random.uniform(0.0, second_half) * 0.5**attempt
+            time.sleep(after)
+        finally:
+            process.kill()
+            if process.wait() > 0:
+                _finish(process)
+            assert process.stderr is not None
+            process.stderr.close()
+        step = checkpoint_step(path)
+        if process.returncode < 0 and step is not None and step < config.steps:
+            path.rename(run_dir)
+            return step, after
+    raise OSError(f"kill: expected to hit a training of {config.steps:,} steps, it was always over before. Give more.")
+
+
+def differences(one: Path, other: Path) -> Iterator[str]:
+    """What differs between two finished runs of the same settings, each with a checkpoint at its end, in words.
+
+    Wall times are left out.
+    """
+    config = load_config(one)
+    a, b = load_checkpoint(one, config), load_checkpoint(other, config)
+    for name in ("step", "agent", "loop"):
+        yield from _unlike(name, getattr(a, name), getattr(b, name))
+    for file in WEIGHTS.values():
+        yield from _unlike(file, *(torch.load(run / file, weights_only=True) for run in (one, other)))
+    yield from _unlike(METRICS, read_metrics(one), read_metrics(other))
+    yield from _unlike_buffers(config, a.buffer, b.buffer)
+
+
+def _unlike_buffers(config: TrainConfig, a: relive.ReplayBuffer, b: relive.ReplayBuffer) -> Iterator[str]:
+    """Differences of two buffers: what they are, what they would draw, every transition they hold."""
+    for name in ("capacity", "lanes", "schema", "view", "sampler", "seed"):
+        yield from _unlike(f"buffer {name}", getattr(a, name), getattr(b, name))
+    if len(a) > 0 < len(b):
+        beta = None if config.sampler == "uniform" else 0.5
+        for number in range(DRAWS):
+            one, other = (vars(buffer.sample(config.agent.batch_size, beta=beta)) for buffer in (a, b))
+            yield from _unlike(f"buffer batch {number}", one, other)
+    if not np.array_equal(a.ids, b.ids):
+        yield "buffer: other transitions"
+        return
+    plain = [buffer.reader(view=relive.Transitions(), seed=0) for buffer in (a, b)]
+    for start in range(0, len(a), _CHUNK):
+        one, other = (vars(reader.get(a.ids[start : start + _CHUNK])) for reader in plain)
+        yield from _unlike(f"buffer transitions from number {start:,}", one, other)
+
+
+def _unlike(name: str, a: Any, b: Any) -> Iterator[str]:
+    """Where two nested values differ, bit for bit; wall times are left out."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {**a, **b}:
+            if key in a and key in b:
+                if key not in WALL_TIMES:
+                    yield from _unlike(f"{name}.{key}", a[key], b[key])
+            else:
+                yield f"{name}.{key}: there only once"
+    elif isinstance(a, torch.Tensor | np.ndarray) and isinstance(b, torch.Tensor | np.ndarray):
+        one, other = np.asarray(a), np.asarray(b)
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            yield f"{name}: {one.dtype} {one.shape} and {other.dtype} {other.shape}"
+        elif one.tobytes() != other.tobytes():
+            yield f"{name}: {np.count_nonzero(one != other):,} of {one.size:,} values differ"
+    elif _is_list(a) and _is_list(b) and len(a) == len(b):
+        for place, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _unlike(f"{name}[{place}]", one, other)
+    elif repr(a) != repr(b):  # of floats the shortest text that is exact, and NaN is NaN
+        yield f"{name}: {a!r} and {b!r}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
