@@ -104,7 +104,7 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
     [
         (
             "trian CartPole-v1",
-            r"command: expected one of train, evaluate, plot, study, got 'trian'\. Did you mean train\?",
+            r"command: expected one of train, evaluate, plot, .*study, got 'trian'\. Did you mean train\?",
         ),
         ("train", r"ENV.*See relive train --help"),
         ("train CartPole-v1 Acrobot-v1", r"expected no further argument, got 'Acrobot-v1'"),
@@ -122,7 +122,17 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train --resume run", r"run: expected a run that was interrupted or killed, got one that is finished"),
         ("train --resume run --steps 5", r"--resume: expected .* nothing else, got '--resume run --steps 5'.*settings"),
         ("train CartPole-v1 --resume=run", r"--resume: expected .* nothing else, got 'CartPole-v1 --resume=run'"),
-        ("study capacty", r"study: expected one of capacity, cliffwalk, got 'capacty'\. Did you mean capacity\?"),
+        ("train CartPole-v1 --offline nowhere.npz", r"nowhere\.npz: expected a dataset, got nothing there"),
+        ("train CartPole-v1 --online", r"offline: expected a dataset, as online is set, got None"),
+        ("train CartPole-v1 --offline d.npz --checkpoint-every 9", r"checkpoint_every: expected None with a dataset"),
+        (
+            "study offline CartPole-v1 --datasets good",
+            r"datasets: expected some of random, medium, .*'good'",
+        ),
+        (
+            "study capacty",
+            r"study: expected one of capacity, cliffwalk, offline, got 'capacty'\. Did you mean cap",
+        ),
         ("study capacity", r"ENV.*See relive study capacity --help"),
         ("study capacity CartPol-v1", r"got 'CartPol-v1'\. Did you mean CartPole-v1"),
         ("study capacity CartPole-v1 --capacities 7", r"capacity: expected a multiple of num_envs=4, got 7"),

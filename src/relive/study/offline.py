@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import relive
@@ -222,6 +223,7 @@ def record(config: OfflineConfig, name: str, behaviours: dict[str, Job]) -> None
 
     policies = {who: load_policy(job.run_dir, job.config.keep) for who, job in behaviours.items()}
     parts = [(policies[who] if who else None, epsilon, share) for who, epsilon, share in DATASETS[name]]
+    torch.set_num_threads(1)  # one observation at a time: threads would only wait for one another
     buffer = play(config.env, parts, config.transitions)
     path = config.dataset(name)
     path.parent.mkdir(parents=True, exist_ok=True)
