@@ -95,19 +95,36 @@ inline void copy_lanes(const Arena& arena, uint64_t* to) {
   }
 }
 
-// Whether an arena in a file was closed, and on which boot of the machine it was opened last.
+// Of the headers of an arena and its lanes as they are now, seal and lock apart; never 0. FNV-1a.
+inline uint64_t checksum_of_headers(const Memory& bytes) {
+  const Header& header = *reinterpret_cast<const Header*>(bytes.data());
+  uint64_t sum = 0xCBF29CE484222325u;
+  const auto add = [&](uint64_t begin, uint64_t end) {
+    for (uint64_t at = begin; at < end; ++at)
+      sum = (sum ^ static_cast<unsigned char>(bytes.data()[at])) * 0x100000001B3u;
+  };
+  add(0, offsetof(Header, clean));
+  const uint64_t room =
+      (std::max(bytes.bytes(), kPage) - kPage) / sizeof(LaneHeader);  // the lanes follow the first page
+  add(kPage, kPage + std::min(header.lanes, room) * sizeof(LaneHeader));
+  return sum | 1;
+}
+
+// Whether an arena in a file was closed, and its headers are what they were then; and on which boot of the machine it
+// was opened last.
 inline nb::tuple read_seal(nb::handle memory) {
   const Memory bytes(memory);
   if (bytes.bytes() < sizeof(Header)) throw std::invalid_argument("the memory is smaller than a header");
   const Header& header = *reinterpret_cast<const Header*>(bytes.data());
-  return nb::make_tuple(header.magic == kMagic && header.clean == 1, header.boot);
+  return nb::make_tuple(header.magic == kMagic && header.clean == checksum_of_headers(bytes), header.boot);
 }
 inline void write_seal(nb::handle memory, bool clean, uint64_t boot) {
   const Memory bytes(memory);
   if (bytes.bytes() < sizeof(Header)) throw std::invalid_argument("the memory is smaller than a header");
   Header& header = *reinterpret_cast<Header*>(bytes.data());
-  header.clean = clean;
-  header.boot = boot;
+  header.boot = boot;  // first: what was closed is whole on every boot
+  std::atomic_thread_fence(std::memory_order_release);
+  header.clean = clean ? checksum_of_headers(bytes) : 0;
 }
 
 }  // namespace relive

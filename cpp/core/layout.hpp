@@ -62,9 +62,10 @@ struct Header {
   uint32_t format, header_bytes;
   uint64_t arena_bytes, lanes, lane_capacity, rows, record_bytes;
   uint32_t stacked, history;
-  uint64_t live;   // live transitions of all lanes
-  uint64_t clean;  // 1: whoever had it open closed it, and all of it is on the disk (arenas in files)
-  uint64_t boot;   // of the machine that opened it last; another one may have lost what was not written yet
+  uint64_t live;  // live transitions of all lanes
+  uint64_t
+      clean;  // arenas in files: checksum of the headers, from when whoever had it open closed it; 0 while it is open
+  uint64_t boot;  // of the machine that opened it last; another one may have lost what was not written yet
   alignas(kCacheLine) SharedMutex mutex;
 };
 static_assert(sizeof(Header) <= kPage);

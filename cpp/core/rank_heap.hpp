@@ -140,12 +140,13 @@ class RankHeap {
   }
 
   void put(uint32_t row, double key) {
+    keys_[row] =
+        key;  // before its place: whoever finds the memory of a process that was killed goes by places and keys
     if (places_[row] == 0) {
       const uint64_t last = header_->size++;
       move(row, last);
       extend_cumulative(size());
     }
-    keys_[row] = key;
     settle(row, places_[row] - 1);
   }
 

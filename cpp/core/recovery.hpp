@@ -15,16 +15,22 @@ class Recovery {
   // After the death of a process. An append publishes a transition by its last store and evicts the oldest before it
   // writes, so that all that is between begin and head is whole. O(rows used). False if this is no arena left by one.
   bool after_kill() {
-    for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
-      if (!keep(lane, arena_.lane(lane).begin, arena_.lane(lane).head)) return false;
+    const uint64_t counted = arena_.header().live;
+    for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane) {
+      const LaneHeader& state = arena_.lane(lane);
+      // An append moves on the row just before the head.
+      if (state.head_row != state.head % layout_.rows && state.head_row != (state.head + 1) % layout_.rows)
+        return false;
+      if (!keep(lane, state.begin, state.head)) return false;
+    }
     count();
-    return true;
+    return arena_.header().live <= counted;  // they are counted before they are there, and after they are gone
   }
 
   // Keeps transitions [begin, head) of a lane, whose bytes are trusted, and forgets the others. False if these cannot
   // be the transitions of a lane. `count` comes after the last lane.
   bool keep(uint64_t lane, uint64_t begin, uint64_t head) {
-    if (begin > head || head - begin > layout_.spec.lane_capacity) return false;
+    if (begin > head || head - begin > layout_.spec.lane_capacity || head > kMaxTime) return false;
     LaneHeader& state = arena_.lane(lane);
     const uint64_t rows = layout_.rows, base = lane * rows;
     state.begin = begin;
@@ -55,6 +61,8 @@ class Recovery {
   }
 
  private:
+  static constexpr uint64_t kMaxTime = 1ull << 62;  // sums of times and rows are far from the end of their numbers
+
   // Rows that an append can have touched: the others, and their pages, are left alone.
   uint64_t num_used(uint64_t lane) const { return std::min(layout_.rows, arena_.lane(lane).head + 2); }
 

@@ -6,6 +6,7 @@
 // its next_obs is either a final observation or the observation of the following row.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "ring.hpp"
@@ -98,8 +99,11 @@ class Segment {
     for (uint64_t done = 0; done < count;) {
       const uint64_t row = first + state.head_row, some = std::min(count - done, first + layout_.rows - row);
       put_rows(row, some, from, done);
-      for (uint64_t i = 0; i < some; ++i)
-        if (!place(lane, row + i, from, base, end, at)) return false;
+      std::optional<uint32_t> expected = next_position(lane);
+      for (uint64_t i = row; i < row + some; ++i)
+        if (!place(lane, i, from, base, end, at, expected)) return false;
+      state.head += some;
+      state.head_row = static_cast<uint32_t>((row + some - first) % layout_.rows);
       done += some;
     }
     return at.finals == end.finals && at.prefixes == end.prefixes;
@@ -173,11 +177,22 @@ class Segment {
            count * columns_[column]->bytes);
   }
 
-  // Makes what was put in a row the lane's next transition: gives it slots for the numbers that it has.
-  bool place(uint64_t lane, uint64_t row, const Strips& from, const Extent& base, const Extent& end, Extent& at) {
-    LaneHeader& state = arena_.lane(lane);
+  // Position in its episode of the transition that follows a lane's newest one; nothing for the first that was kept.
+  std::optional<uint32_t> next_position(uint64_t lane) const {
+    const LaneHeader& state = arena_.lane(lane);
+    if (state.head == state.begin) return std::nullopt;
+    return position_after(arena_.words(arena_.anchor(lane, state, state.head - 1).row));
+  }
+  static uint32_t position_after(const Words& words) {
+    return words.final ? 0 : std::min(position(words) + 1, kMaxPosition);
+  }
+
+  // Gives the transition that was put in a row slots for the numbers that it has. False if it cannot follow.
+  bool place(uint64_t lane, uint64_t row, const Strips& from, const Extent& base, const Extent& end, Extent& at,
+             std::optional<uint32_t>& expected) {
     Words& words = arena_.words(row);
-    if (!follows(lane, words)) return false;
+    if ((words.step & (kTerminated | kTruncated)) != 0 && words.final == 0) return false;
+    if (expected && position(words) != *expected) return false;
     if (words.final != 0) {
       if (words.final != at.finals + 1 || at.finals == end.finals) return false;
       words.final = take_final(lane, from, at.finals++ - base.finals) + 1;
@@ -189,19 +204,8 @@ class Segment {
         start = take_prefix(lane, from, at.prefixes++ - base.prefixes) + kPrefixSlot;
       }
     }
-    ++at.rows;
-    ++state.head;
-    if (++state.head_row == layout_.rows) state.head_row = 0;
+    expected = position_after(words);
     return true;
-  }
-
-  // True if these words can be those of the lane's next transition.
-  bool follows(uint64_t lane, const Words& words) const {
-    const LaneHeader& state = arena_.lane(lane);
-    if ((words.step & (kTerminated | kTruncated)) != 0 && words.final == 0) return false;
-    if (state.head == state.begin) return true;  // the first that was kept
-    const Words& before = arena_.words(arena_.anchor(lane, state, state.head - 1).row);
-    return position(words) == (before.final ? 0 : std::min(position(before) + 1, kMaxPosition));
   }
 
   uint32_t take_final(uint64_t lane, const Strips& from, uint64_t number) {

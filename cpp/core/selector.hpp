@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -52,8 +53,12 @@ class Selector {
   // O(lanes + transitions pushed and evicted since).
   void sync() {
     if (!follows()) return;
-    Changes changes(*this);
-    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) sync_lane(lane, header().largest, changes);
+    const uint64_t lanes = arena_.layout().spec.lanes;
+    {
+      Changes changes(*this);
+      for (uint64_t lane = 0; lane < lanes; ++lane) sync_lane(lane, header().largest, changes);
+    }
+    for (uint64_t lane = 0; lane < lanes; ++lane) took(lane);
   }
 
   // The same for one lane, whose new anchors get the priority of this raw value.
@@ -61,8 +66,11 @@ class Selector {
     if (!follows()) return;
     const double value = priority(raw);
     header().largest = std::max(header().largest, value);
-    Changes changes(*this);
-    sync_lane(lane, value, changes);
+    {
+      Changes changes(*this);
+      sync_lane(lane, value, changes);
+    }
+    took(lane);
   }
 
   // Draws the next batch; `masses` (may be null) receives what each anchor was drawn in proportion to. False if there
@@ -217,14 +225,10 @@ class Selector {
   }
 
   void sync_lane(uint64_t number, double initial, Changes& changes) {
-    SelectorLane& seen = lane(number);
+    const SelectorLane& seen = lane(number);
     const LaneHeader state = arena_.lane(number);
-    const bool follows_episodes = spec_.ends || !spec_.rule.all();
-    const auto is_end = [&](uint64_t time) {
-      return follows_episodes && arena_.words(arena_.anchor(number, state, time).row).final != 0;
-    };
-    const bool in_sync = seen.begin == state.begin && seen.head == state.head;
-    if (in_sync && (!follows_episodes || seen.ended || state.head == state.begin || !is_end(state.head - 1))) return;
+    const auto is_end = [&](uint64_t time) { return this->is_end(number, state, time); };
+    if (is_taken(number, state)) return;
 
     forget(number, state, seen, changes);
     const bool had_open = seen.head > state.begin && !seen.ended;
@@ -241,9 +245,34 @@ class Selector {
                            [&](const Anchor& anchor) { changes.add(anchor.row, initial); });
       if (is_end(time)) ended(number, state, time, initial, changes);
     }
+  }
+
+  // Notes that all of a lane was taken into account, once the changes that came of it are written: of what was noted,
+  // everything is there also for who finds the memory when this process was killed.
+  void took(uint64_t number) {
+    SelectorLane& seen = lane(number);
+    const LaneHeader state = arena_.lane(number);
+    if (is_taken(number, state)) return;
+    const auto in_order = [] { std::atomic_thread_fence(std::memory_order_release); };
+    in_order();
+    seen.ended = 0;
+    in_order();
     seen.begin = state.begin;
+    in_order();
     seen.head = state.head;
-    seen.ended = state.head > state.begin && is_end(state.head - 1);
+    in_order();
+    seen.ended = state.head > state.begin && is_end(number, state, state.head - 1);
+  }
+
+  bool is_taken(uint64_t number, const LaneHeader& state) const {
+    const SelectorLane& seen = lane(number);
+    return seen.begin == state.begin && seen.head == state.head &&
+           (seen.ended || state.head == state.begin || !is_end(number, state, state.head - 1));
+  }
+
+  // Whether an episode is known to end after this transition, to selectors that care.
+  bool is_end(uint64_t number, const LaneHeader& state, uint64_t time) const {
+    return (spec_.ends || !spec_.rule.all()) && arena_.words(arena_.anchor(number, state, time).row).final != 0;
   }
 
   // Transitions that were evicted are no anchors any more.

@@ -84,9 +84,15 @@ class SelectorState {
     SelectorState state(selector);
     epochs(selector, epoch.data());
     state.copy_out(values);
-    std::memset(selector.memory_, 0, selector.places_.end);
-    selector.init(header.seed);
-    state.copy_in(header, 0, epoch.data(), values, true);
+    state.correct(values);
+    const auto begin_anew = [&] {
+      std::memset(selector.memory_, 0, selector.places_.end);
+      selector.init(header.seed);
+    };
+    begin_anew();
+    if (state.copy_in(header, 0, epoch.data(), values, true)) return;
+    begin_anew();  // no process left such values behind: priorities and uses are lost
+    selector.header().draws = header.draws;
   }
 
  private:
@@ -95,6 +101,31 @@ class SelectorState {
     for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane)
       it_.lane(lane).epoch_begin = it_.lane(lane).epoch_head = 0;
     now.epoch_size = now.epoch_at = 0;
+  }
+
+  // What the last sync before a process was killed says about transitions, and what has come since.
+  void correct(const SelectorValues& values) const {
+    uint64_t i = 0;
+    each_live([&](uint64_t lane, uint64_t time, uint64_t row) {
+      const uint64_t at = i++;
+      if (!values.masses) return;
+      if (values.uses && values.uses[at] == it_.spec_.max_uses)
+        values.masses[at] = kNoAnchor;  // its last one, just now
+      else if (values.masses[at] == kNoAnchor && became_anchor(lane, time, row))
+        values.masses[at] = std::numeric_limits<double>::quiet_NaN();
+    });
+  }
+
+  // True if this transition may have become the anchor of a sequence since the last sync, by what was pushed then.
+  bool became_anchor(uint64_t lane, uint64_t time, uint64_t row) const {
+    const AnchorRule& rule = it_.spec_.rule;
+    const Anchor anchor = arena_.anchor_at(row);
+    if (rule.all() || !rule.is_anchor(arena_, anchor)) return false;
+    const SelectorLane& seen = it_.lane(lane);
+    const uint64_t last = time + relive::steps_after(arena_, anchor);
+    if (rule.length != AnchorRule::kEpisode && time + rule.length - 1 <= last && time + rule.length - 1 < seen.head)
+      return false;  // all of its window was there
+    return last >= seen.head || (last == seen.head - 1 && !seen.ended);
   }
 
   template <typename Visit>

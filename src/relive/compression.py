@@ -21,7 +21,10 @@ class Output(Protocol):
         """Appends bytes."""
 
     def finish(self, head: bytes) -> File:
-        """Writes the head; the file is on the disk."""
+        """Writes the head. `sync` is to follow."""
+
+    def sync(self) -> None:
+        """Sees to it that everything is on the disk, and lets go of the file."""
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -74,6 +77,10 @@ class Compressed:
         if filler < 0:
             raise ConfigError(f"compression: expected fields whose names take less room, got {len(head):,} bytes.")
         return self._sink.finish(frame + _SKIPPED + filler.to_bytes(4, "little") + bytes(filler))
+
+    def sync(self) -> None:
+        """Sees to it that everything is on the disk, and lets go of the file."""
+        self._sink.sync()
 
     def close(self) -> None:
         """Lets go of the file."""

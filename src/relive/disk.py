@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,7 +64,11 @@ class Sink:
         self._checksums: list[int] = []
         self._running, self._filled, self._size = 0, 0, head
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        _write(self._file, memoryview(bytes(head)), self._path)
+        try:
+            _write(self._file, memoryview(bytes(head)), self._path)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, data: memoryview) -> None:
         """Appends bytes. Their checksum is computed while they are written."""
@@ -79,20 +84,27 @@ class Sink:
         self._size += len(data)
 
     def finish(self, head: bytes) -> File:
-        """Writes the head and sees to it that everything is on the disk."""
+        """Writes the head. `sync` is to follow."""
         assert len(head) == self._head
         os.pwrite(self._file, head, 0)
-        os.fsync(self._file)
-        self.close()
         if self._filled:
             self._checksums.append(self._running)
         return File(self._path.name, self._size, self._head, (zlib.crc32(head), *self._checksums))
 
+    def sync(self) -> None:
+        """Sees to it that everything is on the disk, and lets go of the file."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise _refused(self._path, "everything", error) from error
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Lets go of the file; what is not finished is of no use."""
+        """Lets go of the file; what is not synced is of no use."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            os.close(file)
 
     def _sum(self, data: memoryview) -> None:
         while len(data):
@@ -113,7 +125,10 @@ class Spring:
         self._buffers = [bytearray(min(BLOCK, file.size)) for _ in range(2)]  # one in use, one coming
         self._input = _open(self._path)
         try:
-            size = os.fstat(self._input).st_size
+            status = os.fstat(self._input)
+            if not stat.S_ISREG(status.st_mode):
+                raise SnapshotError(f"{self._path}: expected a file, got something else. Load another copy.")
+            size = status.st_size
             if size != file.size:
                 raise SnapshotError(
                     f"{self._path}: expected {file.size:,} bytes, got {size:,} (damaged from byte "
@@ -165,7 +180,14 @@ class Spring:
         start, size = (0, self._file.head) if number == 0 else (self._file.head + (number - 1) * BLOCK, BLOCK)
         size = min(size, self._file.size - start)
         data = memoryview(into)[:size]
-        if os.preadv(self._input, [data], start) != size or zlib.crc32(data) != self._file.checksums[number]:
+        try:
+            size_read = os.preadv(self._input, [data], start)
+        except OSError as error:
+            raise SnapshotError(
+                f"{self._path}: expected to read from byte {start:,} to {start + size:,}, got an error of the disk "
+                f"({error.strerror}). Load another copy."
+            ) from error
+        if size_read != size or zlib.crc32(data) != self._file.checksums[number]:
             raise SnapshotError(
                 f"{self._path}: expected the bytes that were written, got others (between byte {start:,} and "
                 f"{start + size:,}). The file is damaged; load another copy."
@@ -200,6 +222,23 @@ def replace(directory: Path, name: str, data: bytes) -> None:
     sync_directory(directory)
     os.rename(fresh, directory / name)  # noqa: PTH104 - all of a snapshot's disk goes through os
     sync_directory(directory)
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a directory that is not there yet, with its parents; none of them is lost with the power.
+
+    Raises:
+        FileExistsError, NotADirectoryError: a file is in the way.
+    """
+    if not directory.is_dir():
+        if not directory.parent.exists():
+            make_directory(directory.parent)
+        try:
+            os.mkdir(directory)  # noqa: PTH102
+        except FileExistsError:
+            if not directory.is_dir():  # else another process was faster
+                raise
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:
@@ -240,9 +279,11 @@ def locked(directory: Path) -> Iterator[None]:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SnapshotError(f"{path}: expected a file of the snapshot, found none. Load another copy.") from None
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place makes nobody wait
+    except OSError as error:
+        raise SnapshotError(
+            f"{path}: expected a file of the snapshot, found none ({error.strerror}). Load another copy."
+        ) from None
 
 
 def _write(file: int, data: memoryview, path: Path) -> None:
@@ -250,7 +291,11 @@ def _write(file: int, data: memoryview, path: Path) -> None:
         while len(data):
             data = data[os.write(file, data) :]
     except OSError as error:
-        raise SnapshotError(
-            f"{path}: expected to write {len(data):,} more bytes, got an error of the disk ({error.strerror}). The "
-            "snapshot that was there before is whole."
-        ) from error
+        raise _refused(path, f"{len(data):,} more bytes", error) from error
+
+
+def _refused(path: Path, what: str, error: OSError) -> SnapshotError:
+    return SnapshotError(
+        f"{path}: expected to write {what}, got an error of the disk ({error.strerror}). The snapshot that was there "
+        "before is whole."
+    )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from relive import compression as packing
 from relive._core import Core
 from relive._core import Reader as Native
-from relive.disk import File, Sink, locked
+from relive.disk import File, Sink, locked, make_directory
 from relive.errors import ConfigError, SnapshotError
 from relive.schema import Schema
 from relive.snapshot import MANIFEST, Manifest, Segment, commit, drop_others, file_name, npy_head, read_manifest
@@ -30,6 +30,9 @@ from relive.strips import VALUES, Part, Parts, parts_of
 
 SEGMENTS = 64
 """Segments above which small ones are written anew as one: a snapshot has few files however often it is saved."""
+
+OPEN = 64
+"""Files that wait to be on the disk."""
 
 SHARE = 16
 """A segment holds at most this part of the capacity: what is dead of the oldest one is all that a snapshot wastes."""
@@ -58,17 +61,28 @@ class Saver:
 
     def save(self, directory: Path, buffer: dict[str, Any], note: Any, compressed: bool, overwrite: bool) -> int:
         """Saves, see `ReplayBuffer.save`. One thread at a time."""
-        with (
-            claimed(directory, overwrite, self._last) as (last, number),
-            _Writing(directory, number, compressed) as out,
-        ):
-            manifest = self._cut(out, last)
-            manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
-            place = directory.resolve()
-            self._last[place] = (*self._last.get(place, ()), manifest)
-            written = out.written + commit(directory, manifest)
-            self._last[place] = (manifest,)
-            return written
+        if compressed:
+            packing.library()
+        try:
+            with (
+                claimed(directory, overwrite, self._last) as (last, number),
+                _Writing(directory, number, compressed) as out,
+            ):
+                manifest = self._cut(out, last)
+                manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
+                out.sync()
+                place = directory.resolve()
+                self._last[place] = (*self._last.get(place, ()), manifest)
+                written = out.written + commit(directory, manifest)
+                self._last[place] = (manifest,)
+                return written
+        except OSError as error:
+            if isinstance(error, SnapshotError):
+                raise
+            raise SnapshotError(
+                f"{directory}: expected to save, got an error of the system ({error}). The snapshot that was there "
+                "before is whole, or this one is there."
+            ) from error
 
     def _cut(self, out: _Writing, last: Manifest | None) -> Manifest:
         num_lanes = self._core.num_lanes
@@ -112,7 +126,7 @@ class Saver:
             segments.append(self._write_strips(out, new, strips, extent))
         segments = [s for s in segments if any(end > state[lane][3] for lane, _, end in s.runs)]
         ends = [(lane, head - 1, head + 1) for lane, (_, head, going, _) in enumerate(state) if going]
-        if last is not None and same and last.selector["changes"] == selector["changes"]:
+        if last is not None and same and last.selector.get("changes") == selector["changes"]:
             tail, files = last.tail, last.values
         else:
             tail = self._write_strips(out, ends, tails, tail_extent) if ends else None
@@ -137,7 +151,7 @@ class Saver:
             max(0, int(head) - int(going) - max(int(done[lane]), int(first)))
             for lane, (_, head, going, first) in enumerate(state)
         )
-        if len(segments) < SEGMENTS:
+        if len(segments) < SEGMENTS or rows == 0:
             return
         while segments and segments[-1].extent[0] <= max(rows, 1) and rows + segments[-1].extent[0] <= self._largest:
             segment = segments.pop()
@@ -153,25 +167,24 @@ class Saver:
     def _copy(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
         """Writes the settled transitions from `done` on, piece by piece, and moves `done` on behind them."""
         segments: list[Segment] = []
-        with contextlib.ExitStack() as stack:
-            open_: _Rows | None = None
-            for lane, (_, head, going, first) in enumerate(self._state(held).tolist()):
-                time, end = max(int(done[lane]), first), head - going
-                while time < end:
-                    if open_ is None:
-                        open_ = stack.enter_context(contextlib.closing(_Rows(out, self._parts)))
-                    upto = min(end, time + self._parts.chunk, time + self._largest - open_.extent[0])
-                    if not open_.copy(self._core, lane, time, upto, held):
-                        # Overwritten meanwhile: the snapshot does without, so far as it needs the lane at all.
-                        time = min(end, max(time + 1, int(self._state(held)[lane, 3])))
-                        continue
-                    time = upto
-                    if open_.extent[0] == self._largest:
-                        segments.append(open_.finish())
-                        open_ = None
-                done[lane] = max(int(done[lane]), end)
-            if open_ is not None:
-                segments.append(open_.finish())
+        open_: _Rows | None = None
+        for lane, (_, head, going, first) in enumerate(self._state(held).tolist()):
+            time, end = max(int(done[lane]), first), head - going
+            while time < end:
+                if open_ is None:
+                    open_ = _Rows(out, self._parts)
+                upto = min(end, time + self._parts.chunk, time + self._largest - open_.extent[0])
+                if not open_.copy(self._core, lane, time, upto, held):
+                    # Overwritten meanwhile: the snapshot does without, so far as it needs the lane at all.
+                    time = min(end, max(time + 1, int(self._state(held)[lane, 3])))
+                    continue
+                time = upto
+                if open_.extent[0] == self._largest:
+                    segments.append(open_.finish())
+                    open_ = None
+            done[lane] = max(int(done[lane]), end)
+        if open_ is not None:
+            segments.append(open_.finish())
         return segments
 
     def _write_strips(
@@ -194,12 +207,29 @@ class _Writing:
         self.directory, self.number, self.compressed = directory, number, compressed
         self.written = 0
         self._worker = ThreadPoolExecutor(1)
+        self._syncing = ThreadPoolExecutor(8)
+        self._files: list[packing.Output] = []  # not on the disk yet
 
     def __enter__(self) -> _Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._worker.shutdown()
+        self._syncing.shutdown()
+        for file in self._files:
+            file.close()
+
+    def ended(self) -> None:
+        """No file is being written: where there are many, see to it that they are on the disk."""
+        if len(self._files) >= OPEN:
+            self.sync()
+
+    def sync(self) -> None:
+        """Sees to it that all files are on the disk: together, as the disk likes it."""
+        files, self._files = self._files, []
+        done = [self._syncing.submit(file.sync) for file in files]
+        for result in done:
+            result.result()
 
     def next_number(self) -> int:
         self.number += 1
@@ -207,11 +237,11 @@ class _Writing:
 
     def file(self, name: str, part: Part, number: int) -> packing.Output:
         """A file for the entries of a part."""
-        head = len(npy_head(part.dtype, (0, *part.shape)))
-        name = file_name(number, name, self.compressed)
-        if self.compressed:
-            return packing.Compressed(Sink(self.directory, name, packing.HEAD, self._worker))
-        return Sink(self.directory, name, head, self._worker)
+        head = packing.HEAD if self.compressed else len(npy_head(part.dtype, (0, *part.shape)))
+        sink = Sink(self.directory, file_name(number, name, self.compressed), head, self._worker)
+        file = packing.Compressed(sink) if self.compressed else sink
+        self._files.append(file)
+        return file
 
     def done(self, file: packing.Output, part: Part, count: int) -> File:
         """Ends a file that has so many entries."""
@@ -222,9 +252,8 @@ class _Writing:
     def array(self, name: str, part: Part, entries: NDArray[Any], number: int | None = None) -> File:
         """A whole file at once."""
         file = self.file(name, part, self.next_number() if number is None else number)
-        with contextlib.closing(file):
-            file.write(np.ascontiguousarray(entries).view(np.uint8).reshape(-1).data)
-            return self.done(file, part, len(entries))
+        file.write(np.ascontiguousarray(entries).view(np.uint8).reshape(-1).data)
+        return self.done(file, part, len(entries))
 
 
 class _Rows:
@@ -261,13 +290,8 @@ class _Rows:
             None if file is None else self._out.done(file, part, self.extent[part.per])
             for file, part in zip(self._files, self._parts, strict=True)
         )
+        self._out.ended()
         return Segment(tuple(self._runs), self.extent, files)
-
-    def close(self) -> None:
-        """Lets go of the files."""
-        for file in self._files:
-            if file is not None:
-                file.close()
 
 
 @contextlib.contextmanager
@@ -281,8 +305,8 @@ def claimed(
         SnapshotError: another process saves there; the manifest there is damaged.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
+        make_directory(directory)
+    except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"save: expected a directory, got the file {directory}. Give another path.") from None
     with locked(directory):
         there: Manifest | None = None
@@ -306,6 +330,9 @@ def claimed(
             yield last, number
         except BaseException:
             with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
-                there = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
-                drop_others(directory, there)
+                if os.path.lexists(directory / MANIFEST):
+                    # Which of them is there after a loss of power, nobody knows.
+                    drop_others(directory, read_manifest(directory), there, *known.get(directory.resolve(), ()))
+                else:
+                    drop_others(directory)
             raise
