@@ -22,6 +22,7 @@ import relive
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, SnapshotError
 from relive.train import Result, resume, train
+from relive.train import checkpoint as train_checkpoint
 from relive.train.checkpoint import Checkpoint, checkpoint_step, load_checkpoint, roll_back
 from relive.train.environments import make_training_envs
 from relive.train.evaluate import Evaluation
@@ -445,6 +446,40 @@ def test_a_failed_save_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch:
     assert [path.name for path in (tmp_path / "run" / "checkpoint").glob("agent*")] == ["agent-400.pt"]
 
 
+@pytest.mark.parametrize("name", ["write_file", "save", "unlink"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_place_of_a_checkpoint(
+    name: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: an order of writing in which the buffer is committed without its agent, or the agent dropped too early."""
+    config = replace(TINY, checkpoint_every=100, sampler="prioritized")
+    train(config, tmp_path / "through")
+    owner: Any = {"write_file": train_checkpoint, "save": relive.ReplayBuffer, "unlink": Path}[name]
+    act, calls = getattr(owner, name), 0
+
+    def deadly(*args: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += name != "unlink" or args[0].name.startswith("agent-")
+        fatal = calls == 2
+        if fatal and when == "before":
+            raise Killed
+        done = act(*args, **how)
+        if fatal:
+            raise Killed
+        return done
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, deadly)
+        train(config, tmp_path / "run")
+    assert (
+        checkpoint_step(tmp_path / "run")
+        == {"write_file": 100, "save": 100 if when == "before" else 200, "unlink": 300}[name]
+    )
+    resume(tmp_path / "run")
+    assert list(differences(tmp_path / "through", tmp_path / "run")) == []
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").glob("agent*")] == ["agent-400.pt"]
+
+
 def test_checkpoints_change_the_run_and_only_they_do(tmp_path: Path) -> None:
     """Bug: environments that are not reset at a checkpoint (then none could be resumed exactly), or are without one."""
     plain = replace(TINY, checkpoint_every=None)
@@ -505,6 +540,13 @@ def test_killed_at_any_instant_it_loses_no_more_than_a_checkpoint(kills: int, tm
     hits = kill_often(config, tmp_path / "run", kills, 0.5)
     assert list(differences(tmp_path / "through", tmp_path / "run")) == []
     assert hits > 0
+    # And nothing half written is left, of the run or of its checkpoint.
+    for folder in (".", "checkpoint"):
+        through, run = (
+            {path.name for path in (tmp_path / name / folder).iterdir() if "tfevents" not in path.name}
+            for name in ("through", "run")
+        )
+        assert through == run
 
 
 def test_the_proof_kills_a_real_training_and_compares(tmp_path: Path) -> None:

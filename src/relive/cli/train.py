@@ -15,7 +15,7 @@ from relive.cli.progress import spectator
 from relive.dqn import PRESETS, TrainConfig, preset
 from relive.errors import ConfigError, ReplayError
 from relive.train import Result, load_config, new_run_dir, resume, train
-from relive.train.checkpoint import checkpoint_step
+from relive.train.checkpoint import checkpoint_step, other_versions
 from relive.train.environments import make_env
 from relive.train.rundir import CONTENTS, claim_run_dir, lock_run, refuse_finished
 from relive.train.summary import headline
@@ -67,6 +67,8 @@ def _resume(run_dir: Path) -> int:
     if step is not None:  # else refused in a moment
         at = f"at step {step:,}, its last checkpoint"
         print(f"Resuming {config.env}, seed {config.seed}, {at}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+        if others := other_versions(run_dir):
+            print(f"Made with {', '.join(others)}: it goes on, but perhaps not bit for bit.")
     with spectator(config.length) as report:
         result = resume(run_dir, report=report)
     return _conclude(config, result, run_dir)

@@ -19,6 +19,7 @@ from relive.dqn import TrainConfig
 from relive.errors import ConfigError, SnapshotError
 from relive.snapshot import read_note
 from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, save_weights, write_file
+from relive.train.summary import versions
 
 REPLAY = "replay"
 """Snapshot of the buffer, in the directory of the checkpoint."""
@@ -56,7 +57,7 @@ def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) 
     torch.save(state | {"metrics": checkpoint.metrics}, data)
     write_file(file, data.getvalue())
     note = {"relive run": FORMAT, "step": checkpoint.step, "agent": file.name, "sha256": _digest(data.getvalue())}
-    checkpoint.buffer.save(folder / REPLAY, note=note)
+    checkpoint.buffer.save(folder / REPLAY, note=note | {"versions": versions()})
     for other in folder.glob("agent-*"):
         if other != file:
             other.unlink()
@@ -69,6 +70,17 @@ def checkpoint_step(run_dir: Path) -> int | None:
         SnapshotError: it is damaged.
     """
     return _read_note(run_dir)["step"] if _exists(run_dir) else None
+
+
+def other_versions(run_dir: Path) -> list[str]:
+    """What the checkpoint was made with and is not installed here, as `torch 2.4.1 (here 2.5.0)`.
+
+    Raises:
+        SnapshotError: the checkpoint is damaged.
+    """
+    here = versions()
+    made_with = _read_note(run_dir)["versions"].items()
+    return [f"{name} {made} (here {here.get(name)})" for name, made in made_with if made != here.get(name)]
 
 
 def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
@@ -91,7 +103,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
 
 def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
     """Take away what the run wrote after its checkpoint, but for its metrics; put the best weights of then back."""
-    for name in (RESULT, SUMMARY, CURVE, WEIGHTS["last"]):
+    half_written = [path.name for path in run_dir.glob("*.new")]
+    for name in (RESULT, SUMMARY, CURVE, WEIGHTS["last"], *half_written):
         (run_dir / name).unlink(missing_ok=True)
     if best is None:
         (run_dir / WEIGHTS["best"]).unlink(missing_ok=True)
@@ -110,7 +123,7 @@ def _digest(data: bytes) -> str:
 def _read_note(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CHECKPOINT / REPLAY
     note = read_note(path)
-    known = {"relive run": int, "step": int, "agent": str, "sha256": str}
+    known = {"relive run": int, "step": int, "agent": str, "sha256": str, "versions": dict}
     if not isinstance(note, dict) or not all(isinstance(note.get(name), kind) for name, kind in known.items()):
         raise SnapshotError(
             f"{path}: expected the snapshot of a run's checkpoint, got another. Nothing to resume from."
