@@ -23,10 +23,12 @@ class About:
     Attributes:
         schema: with `schema.lanes` lanes.
         reward: float32 or float64.
+        rows: transitions in the file; says so a second time, where the format has no checksum for it.
     """
 
     schema: Schema
     reward: np.dtype[Any]
+    rows: int
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -35,6 +37,7 @@ class About:
             "version": VERSION,
             "schema": self.schema.to_dict(),
             "reward": self.reward.str,
+            "rows": self.rows,
         }
 
     def to_json(self) -> str:
@@ -73,7 +76,7 @@ def from_dict(data: Any, path: Path) -> About:
         reward = np.dtype(data["reward"])
         if reward not in (np.float32, np.float64):
             raise DatasetError(f"{path}: expected rewards of float32 or float64, got {reward}.")
-        return About(Schema.from_dict(data["schema"]), reward)
+        return About(Schema.from_dict(data["schema"]), reward, int(data["rows"]))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise

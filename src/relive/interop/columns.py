@@ -127,18 +127,22 @@ def source_of_ours(table: Table, layout: Layout) -> Source:
     assert table.about is not None
     about, schema = table.about, table.about.schema
     columns = layout.columns(schema, about.reward)
-    num_rows = table.lengths.get(layout.reward, 0)
+    num_rows = about.rows
     table.expect(columns, num_rows)
     stored = [name for name, field in columns.items() if math.prod(field.shape)]
     rows = rows_at_once(schema)
 
     def read() -> Iterator[Block]:
+        total = 0
         for chunk in table.chunks(stored, rows):
             count = len(chunk[layout.reward])
+            total += count
             for name, leaf in columns.items():
                 if name not in chunk:
                     chunk[name] = np.empty((count, *leaf.shape), leaf.itemdtype)
             yield from _by_lane(schema, columns, layout, chunk)
+        if total != num_rows:
+            raise DatasetError(f"{table.path}: {layout.reward}: expected {num_rows:,} rows, got {total:,}.")
 
     counts: tuple[int, ...] = (num_rows,)
     if schema.lanes > 1:
@@ -211,7 +215,7 @@ def flat(source: Source, layout: Layout) -> Flat:
             chunk = dict(zip(columns, arrays, strict=True))
             yield {name: chunk[name] for name in stored}
 
-    return Flat(stored, About(schema, reward), chunks(), rows_at_once(schema))
+    return Flat(stored, About(schema, reward, source.num_transitions), chunks(), rows_at_once(schema))
 
 
 def gathered(chunks: Iterator[Chunk], rows: int) -> Iterator[Chunk]:

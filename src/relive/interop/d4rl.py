@@ -13,7 +13,17 @@ from relive.interop.about import from_json
 from relive.interop.blocks import spans
 from relive.interop.columns import Chunk, Layout, Table, flat, gathered, source_of_ours
 from relive.interop.foreign import source_of_others
-from relive.interop.hdf5 import append, check_storable, create, datasets, field_of, naming, reading, rows_of_dataset
+from relive.interop.hdf5 import (
+    LIBVER,
+    append,
+    check_storable,
+    create,
+    datasets,
+    field_of,
+    naming,
+    reading,
+    rows_of_dataset,
+)
 from relive.interop.packages import require
 from relive.interop.source import Source
 from relive.schema import Field, leaves
@@ -87,7 +97,7 @@ def write_d4rl(source: Source, path: Path) -> tuple[str, ...]:
     data = flat(source, LAYOUT)
     for name, field in data.columns.items():
         check_storable(name, field)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=LIBVER) as file:
         file[ABOUT] = data.about.to_json()
         written = {name: create(file, name, field) for name, field in data.columns.items()}
         for chunk in gathered(data.chunks, data.rows):

@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from relive.buffer import ReplayBuffer
-from relive.errors import ConfigError
+from relive.errors import ConfigError, DatasetError, ReplayError
 from relive.interop.buffers import fill, of_buffer
 from relive.interop.d4rl import open_d4rl, write_d4rl
 from relive.interop.minari import DATA, METADATA, write_minari
@@ -18,7 +21,7 @@ from relive.interop.minari_read import open_minari
 from relive.interop.npz import open_npz, write_npz
 from relive.interop.parquet import open_parquet, write_parquet
 from relive.interop.sb3 import open_sb3
-from relive.interop.source import Source
+from relive.interop.source import Block, Source
 from relive.samplers import BuiltIn, Sampler
 from relive.storage import Memory
 from relive.views import Hindsight, View
@@ -60,7 +63,7 @@ def open(path: str | os.PathLike[str], *, format: str | None = None, trust_pickl
         raise ConfigError(f"{place}: expected a dataset, got nothing there.")
     kind = _known(format, FORMATS) if format is not None else detect(place)
     if kind == "minari":
-        return open_minari(_minari_dir(place))
+        return _guarded(open_minari, _minari_dir(place))
     if kind == "snapshot":
         return _open_snapshot(place)
     if place.is_dir():
@@ -73,7 +76,49 @@ def open(path: str | os.PathLike[str], *, format: str | None = None, trust_pickl
             )
         return open_sb3(place)
     openers: dict[str, Callable[[Path], Source]] = {"d4rl": open_d4rl, "parquet": open_parquet, "npz": open_npz}
-    return openers[kind](place)
+    return _guarded(openers[kind], place)
+
+
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    zlib.error,
+)
+"""What the libraries of the formats raise at damaged bytes, where it was not foreseen key by key."""
+
+
+def _guarded(opener: Callable[[Path], Source], path: Path) -> Source:
+    """The source, whose errors name the file whatever library they come from."""
+    with _naming(path):
+        source = opener(path)
+
+    def read() -> Iterator[Block]:
+        blocks = source.blocks()
+        while True:
+            with _naming(path):
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+    return replace(source, read=read)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ReplayError, FileNotFoundError, PermissionError):
+        raise
+    except _DAMAGE as error:
+        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise DatasetError(f"{path}: expected a dataset, got what cannot be read ({said}). It is damaged.") from None
 
 
 def detect(path: Path) -> str:

@@ -15,6 +15,9 @@ from relive.errors import DatasetError, ReplayError, SchemaError
 from relive.interop.packages import require
 from relive.schema import Field
 
+LIBVER = ("v110", "v110")
+"""What HDF5 1.10 (2016) and later read: its structures have checksums, so that damage is found."""
+
 CHUNK_BYTES = 1 << 16
 """An HDF5 chunk has about so many bytes."""
 
@@ -60,22 +63,44 @@ def field_of(dataset: Any) -> Field | None:
     return Field(dataset.dtype, dataset.shape[1:])
 
 
-def datasets(path: Path, group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dataset below a group by its name, in the order of the names. Links are followed within the file only.
+def find(path: Path, group: Any, name: str, key: str) -> Any:
+    """The dataset or group of this name in a group. No link is followed: a stranger's file reads no others of ours.
+
+    Args:
+        path: of the file, for errors.
+        group: where to look.
+        name: parts between slashes.
+        key: the whole name, for errors.
 
     Raises:
-        DatasetError: a link to another file.
+        DatasetError: nothing there, a link, or data that lie in another file.
     """
     h5py = require("h5py")
-    for key in group:
-        name = f"{prefix}{key}"
-        with naming(path, name):
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise DatasetError(f"{path}: {name}: expected data in the file, got a link. Links are not followed.")
-            node = group[key]
+    node = group
+    for part in name.split("/"):
+        with naming(path, key):
+            link = None if isinstance(node, h5py.Dataset) else node.get(part, getlink=True)
+            if link is None:
+                raise DatasetError(f"{path}: {key}: expected data, got none.")
+            if not isinstance(link, h5py.HardLink):
+                raise DatasetError(f"{path}: {key}: expected data in the file, got a link. Links are not followed.")
+            node = node[part]
+            if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
+                raise DatasetError(f"{path}: {key}: expected data in the file, got data in others.")
+    return node
+
+
+def datasets(path: Path, group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dataset below a group by its name, in the order of the names.
+
+    Raises:
+        DatasetError: see `find`.
+    """
+    h5py = require("h5py")
+    for part in group:
+        name = f"{prefix}{part}"
+        node = find(path, group, part, name)
         if isinstance(node, h5py.Dataset):
-            if node.external or node.is_virtual:
-                raise DatasetError(f"{path}: {name}: expected data in the file, got data in others.")
             yield name, node
         elif isinstance(node, h5py.Group):
             yield from datasets(path, node, f"{name}/")
@@ -101,8 +126,8 @@ def create(group: Any, name: str, field: Field, first: NDArray[Any] | None = Non
     return group.create_dataset(
         name,
         shape=(0 if first is None else len(first), *field.shape),
-        maxshape=(None, *field.shape),
-        chunks=(rows, *field.shape),
+        maxshape=(None, *(side or None for side in field.shape)),
+        chunks=(rows, *(side or 1 for side in field.shape)),
         dtype=field.itemdtype,
         data=first,
         fletcher32=True,

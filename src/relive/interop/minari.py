@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relive.errors import SchemaError
 from relive.interop.about import About
 from relive.interop.blocks import Rows, checked, follows, goes_on
-from relive.interop.hdf5 import append, check_storable, create
+from relive.interop.hdf5 import LIBVER, append, check_storable, create
 from relive.interop.packages import require
 from relive.interop.source import Source
 from relive.interop.spaces import space_to_json
@@ -196,7 +196,7 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
         check_storable(name, leaf)
     path.mkdir()
     reward = np.dtype(np.float32)
-    with h5py.File(path / DATA, "w", track_order=True) as file:
+    with h5py.File(path / DATA, "w", track_order=True, libver=LIBVER) as file:
         writer: _EpisodeWriter | None = None
         for rows, lane in checked(source):
             if writer is None:
@@ -216,7 +216,7 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
         "dataset_id": dataset_id(final),
         "minari_version": MINARI_VERSION,
         "dataset_size": round(size / 1e6, 1),
-        "relive": About(schema, reward).to_dict(),
+        "relive": About(schema, reward, steps).to_dict(),
     }
     (path / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
     return _lost(source, writer.unflagged if writer else 0)

@@ -16,7 +16,7 @@ from relive.errors import DatasetError
 from relive.interop.about import from_dict
 from relive.interop.blocks import Rows, block_of, rows_at_once, spans
 from relive.interop.foreign import as_reward
-from relive.interop.hdf5 import datasets, field_of, is_dataset, naming, reading
+from relive.interop.hdf5 import datasets, field_of, find, is_dataset, naming, reading
 from relive.interop.minari import DATA, INDEX, METADATA, paths
 from relive.interop.packages import require
 from relive.interop.source import Block, Source
@@ -76,6 +76,8 @@ def open_minari(path: Path) -> Source:
         schema, notes = ours.schema, list[str]()
         if any(not 0 <= lane < schema.lanes for lane in found.lanes):
             raise DatasetError(f"{file}: lane: expected lanes in [0, {schema.lanes}), got others.")
+        if sum(found.steps) != ours.rows:
+            raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(found.steps):,}.")
     else:
         if not total:
             raise DatasetError(f"{path}: expected at least one episode, got none: nothing says what a transition is.")
@@ -115,7 +117,7 @@ class _Reader:
         obs = [take(name, leaf, start, stop + 1, steps + 1) for name, leaf in paths(self.schema.obs, "observations")]
         extras = {}
         for name, leaf in self.schema.extras.items():
-            has_reset = self._length(group, number, f"infos/{name}") == steps + 1
+            has_reset = _length(self.file, number, group, f"infos/{name}") == steps + 1
             extras[name] = take(f"infos/{name}", leaf, start + has_reset, stop + has_reset, steps + has_reset)
         reward = take("rewards", None, start, stop, steps)
         terminated, truncated = (
@@ -133,15 +135,11 @@ class _Reader:
             extras,
         )
 
-    def _length(self, group: Any, number: int, name: str) -> int:
-        with naming(self.file, f"episode_{number}/{name}"):
-            return int(group[name].shape[0])
-
     def _take(
         self, group: Any, key: str, name: str, wanted: Field | None, start: int, stop: int, length: int
     ) -> NDArray[Any]:
+        node = find(self.file, group, name, key)
         with naming(self.file, key):
-            node = group[name]
             if not is_dataset(node) or not node.shape or node.shape[0] != length:
                 raise DatasetError(f"{self.file}: {key}: expected {length:,} rows, got {_say(node)}.")
             if name in self.found.jpeg:
@@ -162,17 +160,24 @@ def _say(node: Any) -> str:
 
 def _episode(data: Any, file: Path, number: int) -> Any:
     name = f"episode_{number}"
-    with naming(file, name):
-        group = data.get(name)
-    if group is None or is_dataset(group):
-        raise DatasetError(f"{file}: {name}: expected a group, got {'none' if group is None else 'an array'}.")
+    group = find(file, data, name, name)
+    if is_dataset(group):
+        raise DatasetError(f"{file}: {name}: expected a group, got an array.")
     return group
+
+
+def _length(file: Path, number: int, group: Any, name: str) -> int:
+    """Rows of an array of an episode."""
+    key = f"episode_{number}/{name}"
+    node = find(file, group, name, key)
+    if not is_dataset(node) or not node.shape:
+        raise DatasetError(f"{file}: {key}: expected an array, got {_say(node)}.")
+    return int(node.shape[0])
 
 
 def _count(found: _Found, file: Path, number: int, group: Any) -> None:
     """Looks at an episode of ours."""
-    with naming(file, f"episode_{number}/rewards"):
-        found.steps.append(int(group["rewards"].shape[0]))
+    found.steps.append(_length(file, number, group, "rewards"))
     with naming(file, f"episode_{number}"):
         found.lanes.append(int(group.attrs.get("lane", 0)))
 
@@ -180,14 +185,13 @@ def _count(found: _Found, file: Path, number: int, group: Any) -> None:
 def _look(found: _Found, file: Path, number: int, group: Any, spaces: Mapping[str, Any]) -> None:
     """Looks at an episode of Minari's: the dtypes of all of them make those of the schema."""
     key = f"episode_{number}"
-    with naming(file, f"{key}/rewards"):
-        found.steps.append(int(group["rewards"].shape[0]))
-        if found.steps[-1] and not (group["terminations"][-1] or group["truncations"][-1]):
-            found.unflagged += 1
+    found.steps.append(_length(file, number, group, "rewards"))
+    flags = [find(file, group, name, f"{key}/{name}") for name in ("terminations", "truncations")]
+    with naming(file, f"{key}/terminations"):
+        found.unflagged += int(found.steps[-1] > 0 and not any(flag[-1] for flag in flags))
     fields: dict[str, Field] = {}
     for part in ("observations", "actions"):
-        with naming(file, f"{key}/{part}"):
-            node = group[part]
+        node = find(file, group, part, f"{key}/{part}")
         for name, dataset in [(part, node)] if is_dataset(node) else datasets(file, node, f"{part}/"):
             fields[name] = _field(found, file, f"{key}/{name}", name, dataset, spaces)
     if number == 0:
@@ -234,7 +238,7 @@ def _image_shape(spaces: Mapping[str, Any], name: str) -> tuple[int, ...] | None
 
 
 def _look_at_infos(found: _Found, file: Path, number: int, group: Any) -> None:
-    infos = group.get("infos")
+    infos = find(file, group, "infos", f"episode_{number}/infos") if "infos" in group else None
     here: dict[str, Field] = {}
     for name, dataset in () if infos is None or is_dataset(infos) else datasets(file, infos):
         leaf, steps = field_of(dataset), found.steps[-1]

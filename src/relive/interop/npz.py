@@ -6,6 +6,7 @@ import contextlib
 import math
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -115,7 +116,7 @@ def _naming(path: Path, name: str) -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError, RuntimeError, NotImplementedError) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
         raise DatasetError(f"{path}: {name}: expected an array, got what cannot be read ({error}).") from None
 
 
