@@ -124,6 +124,7 @@ def test_a_run_from_data_alone_leaves_what_every_run_leaves(data: relive.ReplayB
     summary = Path("run/summary.md").read_text()
     assert "| dataset | data.npz, 300 of 300 updates from it alone |" in summary
     assert "environment steps |" not in summary
+    assert f"from update {result.kept_step} (no step yet) |" in summary
     board = EventAccumulator("run").Reload()
     assert [event.step for event in board.Scalars("evaluation/mean")] == [100, 200, 300]
     with Image.open("run/curve.png") as picture:

@@ -93,7 +93,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         f"| training episodes | {result.episodes:,} |",
         f"| training time | {learning:.1f} s, and {result.eval_seconds:.1f} s for the evaluations on the way |",
         f"| processor time of both | {result.cpu_seconds:.1f} s |",
-        f"| weights kept | {result.kept}, from step {result.kept_step:,} |",
+        f"| weights kept | {result.kept}, from {_kept(config, result)} |",
     ]
     if final is not None:
         lines.append(f"| greedy return | {final}, from {min(final.returns):g} to {max(final.returns):g} |")
@@ -105,6 +105,12 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
     lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items() if file not in without]
     lines += ["", "Made with " + ", ".join(f"{key} {value}" for key, value in versions().items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _kept(config: TrainConfig, result: Result) -> str:
+    """Where in the run the weights are from."""
+    step = result.kept_step - config.updates_before
+    return f"step {step:,}" if step > 0 or config.offline is None else f"update {result.kept_step:,} (no step yet)"
 
 
 def _course(config: TrainConfig, result: Result) -> list[str]:
