@@ -58,9 +58,13 @@ def test_resets_stored_as_transitions(name):
     """Gymnasium's NEXT_STEP autoreset, and a loop that does not know of it."""
     envs = vector(name, 2, AutoresetMode.NEXT_STEP, max_episode_steps=40)
     schema = schema_of(envs.envs[0])
-    found = only(source(schema, record_naively(envs, 1000)))
+    lanes = record_naively(envs, 1000)
+    found = only(source(schema, lanes))
     assert (found.rule, found.severity) == ("ends", "error")
     assert found.words.startswith("resets are stored as transitions: ")
+    assert found.first == Place(
+        0, 1 + next(t for t, row in enumerate(lanes[0]) if (row[3] or row[4]) and np.any(row[0] != row[5]))
+    )
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "MountainCar-v0", "Pendulum-v1"])
@@ -100,6 +104,54 @@ def test_an_environment_that_goes_on_after_an_end():
     found = only(source(schema, [rows]))
     assert found.severity == "warning"
     assert "a life lost" in found.words
+
+
+def walk(rewards: list[float], jumps: list[float]) -> list[Row]:
+    """200 episodes of 10 steps in one place that goes on for ever; by turns of the step, its reward and its size."""
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    place = np.zeros(3, np.float32)
+    for t in range(2000):
+        step = t % 10
+        following = (place + jumps[step] * rng.normal(size=3)).astype(np.float32)
+        ends = step == 9 - (t // 10) % 2  # of two lengths: no time limit
+        rows.append((place, np.int64(t % 2), rewards[step], ends, False, following))
+        place = following
+    return rows
+
+
+WALK = relive.Schema(relive.Field("float32", (3,)), relive.Field("int64"))
+
+
+def test_an_environment_that_goes_on_and_pays_nothing_after_an_end():
+    """Reward 0 after each end is no proof of a reset where nothing jumps."""
+    found = only(source(WALK, [walk([0.0] + [1.0] * 8 + [0.0], [1.0] * 10)]))
+    assert found.severity == "warning"
+
+
+def test_lost_final_observations_where_all_rewards_are_zero_and_starts_are_lively():
+    """The larger jump is the reset: before the end here, not after it."""
+    found = only(source(WALK, [walk([0.0] * 10, [9.0] + [1.0] * 7 + [90.0, 90.0])]))
+    assert found.words.startswith("the final observations are lost: ")
+
+
+def test_one_state_and_no_other():
+    """Nothing is lost where there is but one observation."""
+    place = np.ones(2, np.float32)
+    rows = [(place, np.int64(t), float(t), t % 20 in (7, 19), False, place) for t in range(2000)]
+    assert not check(source(relive.Schema(relive.Field("float32", (2,)), relive.Field("int64")), [rows])).findings
+
+
+def test_one_start_and_one_path_from_it():
+    """Lost final observations of a fixed policy: what follows an end leads to one state, but from the start itself."""
+    path = [0, 4, 8, 9, 13, 5]
+    rows = []
+    for t in range(600):
+        here = t % 5
+        following = 0 if here == 4 else path[here + 1]
+        rows.append((np.int64(path[here]), np.int64(1), 0.0, False, here == 4, np.int64(following)))
+    found = only(source(relive.Schema(relive.Field("int64"), relive.Field("int64")), [rows]))
+    assert (found.rule, found.severity) == ("ends", "warning")
 
 
 def test_bandits_have_no_final_observations():
@@ -194,6 +246,23 @@ def test_environments_in_turn_in_one_lane(cartpole):
     assert "lane 0 holds 4 environments in turn" in found.words
 
 
+def test_environments_in_turn_for_a_while_only(cartpole):
+    """A rule that holds for the first transitions is none."""
+    others = [record(gymnasium.make("CartPole-v1"), 100, seed) for seed in range(1, 5)]
+    order = np.random.default_rng(0).permutation(len(cartpole))
+    rows = [row for step in zip(*others, strict=True) for row in step] + [cartpole[t] for t in order]
+    assert "in turn" not in only(source(CARTPOLE, [rows])).words
+
+
+def test_a_few_wrong_next_observations(cartpole):
+    """Twelve of two thousand are gaps, and no proof of how the loop stores."""
+    places = [t for t in range(100, 1999) if not cartpole[t][3]][::150][:12]
+    rows = [(*row[:5], row[0]) if t in places else row for t, row in enumerate(cartpole)]
+    found = only(source(CARTPOLE, [rows]))
+    assert (found.rule, found.severity, found.count) == ("continuity", "warning", len(places))
+    assert len(places) > 10
+
+
 def test_transitions_in_any_order_are_a_warning(cartpole):
     """Legal: every transition is its own episode."""
     order = np.random.default_rng(0).permutation(len(cartpole))
@@ -220,11 +289,45 @@ def test_flags_one_transition_off(cartpole, by, word):
     assert f"on the transition {word} the one that ended" in found.words
 
 
+def test_flags_off_in_a_part_only(cartpole):
+    """What holds for some is no rule: the gaps are counted, nothing is said of the flags."""
+    right = record(gymnasium.make("CartPole-v1"), 4000, seed=1)
+    flags = np.roll([row[3] for row in cartpole], 1)
+    rows = [(*row[:3], bool(flag), *row[4:]) for row, flag in zip(cartpole, flags, strict=True)]
+    found = only(source(CARTPOLE, [right, rows[1:-1]]))
+    assert (found.rule, found.severity) == ("continuity", "warning")
+
+
 def test_a_transition_stored_twice_in_a_row(cartpole):
     rows = [row for t, row in enumerate(cartpole) for _ in range(2 if t == 700 else 1)]
     assert not cartpole[700][3], "of an end it would not be certain"
     found = only(source(CARTPOLE, [rows]))
     assert (found.rule, found.severity, found.count, found.first) == ("continuity", "error", 1, Place(0, 700))
+
+
+def test_neighbours_that_are_alike_by_chance(cartpole):
+    """In any order two equal transitions may meet; where states are few, at any gap."""
+    order = np.random.default_rng(0).permutation(len(cartpole))
+    report = check(source(CARTPOLE, [[cartpole[t] for t in (*order, order[-1])]]))
+    assert report.passes, str(report)
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(100):
+        states = rng.integers(0, 3, 41).astype(np.float64)
+        rows += [(states[t], np.int64(0), 0.0, False, False, states[t + 1]) for t in range(40)]
+    schema = relive.Schema(relive.Field("float64"), relive.Field("int64"))
+    report = check(source(schema, [rows]))
+    assert {found.rule for found in report.findings} == {"continuity", "repeats"}
+    assert report.passes, str(report)
+
+
+def test_an_environment_at_rest():
+    """Nothing moves for a while, the same action again and again: that is what happened."""
+    places = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32).repeat(5, axis=0)
+    rows = [(places[t], np.int64(0), 0.0, False, False, places[t + 1]) for t in range(1499)]
+    schema = relive.Schema(relive.Field("float32", (2,)), relive.Field("int64"))
+    found = only(source(schema, [rows]))
+    assert (found.rule, found.severity) == ("repeats", "warning")
 
 
 def test_every_transition_stored_twice(cartpole):
@@ -249,6 +352,25 @@ def test_one_flag_stored_as_both(cartpole):
     assert "one `done` seems to be stored as both" in found.words
 
 
+def test_both_flags_where_every_episode_is_as_long(pendulum):
+    """A task that ends when its time is up may well say both."""
+    rows = [(*row[:3], row[4], row[4], row[5]) for row in pendulum]
+    assert not check(source(PENDULUM, [rows])).findings
+
+
+def test_a_fixed_horizon_where_truncation_is_known(pendulum):
+    """Whoever records truncations knows what a time limit is."""
+    rows = [(*row[:3], row[4] and t > 50, row[4] and t < 50, row[5]) for t, row in enumerate(pendulum)]
+    assert not check(source(PENDULUM, [rows])).findings
+
+
+def test_the_first_episode_of_a_ring_has_lost_its_beginning(pendulum):
+    """It says nothing about lengths."""
+    for kind, lengths in (("buffer", "50 to 50"), ("npz", "20 to 50")):
+        report = check(source(PENDULUM, [pendulum[30:]], format=kind))
+        assert f"{lengths} steps long" in str(report)
+
+
 def test_a_time_limit_recorded_as_termination(pendulum):
     rows = [(*row[:3], row[4], False, row[5]) for row in pendulum]
     found = only(source(PENDULUM, [rows]))
@@ -264,6 +386,28 @@ def test_a_time_limit_among_terminations():
     assert not check(source(CARTPOLE, [rows])).findings
     found = only(source(CARTPOLE, [done]))
     assert "end as terminated after 20 steps exactly" in found.words
+
+
+def of_lengths(lengths: list[int]) -> Source:
+    """Episodes of these lengths, terminated."""
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    for length in lengths:
+        places = rng.normal(size=(length + 1, 3)).astype(np.float32)
+        rows += [(places[t], np.int64(0), 1.0, t == length - 1, False, places[t + 1]) for t in range(length)]
+    return source(WALK, [rows])
+
+
+def test_few_episodes_that_reach_a_limit():
+    """Five of a hundred, and none comes near."""
+    found = only(of_lengths([*range(5, 55), 80, 80, 80, *range(5, 55), 80, 80]))
+    assert (found.rule, found.severity, found.count) == ("flags", "warning", 5)
+
+
+@pytest.mark.parametrize("lengths", [[*range(95, 101)] * 10, [60, 60, 60, 60, 30, 20], [9, 12, 15] * 20, [80] * 4])
+def test_lengths_without_a_limit(lengths):
+    """Many are as long as the longest by chance, or the longest is short, or too few are there to say."""
+    assert not check(of_lengths(lengths)).findings
 
 
 @pytest.mark.parametrize("name", ["obs", "action", "next_obs", "terminated", "truncated"])

@@ -51,9 +51,8 @@ class Continuity:
         self._twice.add(going & pairs.repeated[new] & moving[:-1][new], pairs.lane, start)
         self._adjacent += int(np.count_nonzero(pairs.repeated[new]))
         wrong = ended[:-1] & pairs.joined  # a flag that parts nothing
-        since = max(pairs.fresh, 1)  # the second pair of two neighbours
-        self._late.add((gaps[:-1] & wrong[1:])[since - 1 :], pairs.lane, pairs.start + since - 1)
-        self._early.add((wrong[:-1] & gaps[1:])[since - 1 :], pairs.lane, pairs.start + since - 1)
+        self._late.add(gaps[:-1] & wrong[1:], pairs.lane, pairs.start)  # neighbours of which the second is new
+        self._early.add(wrong[:-1] & gaps[1:], pairs.lane, pairs.start)
         if rows.lane not in self._looked_at and len(rows) > 1:
             self._looked_at.add(rows.lane)
             turns = _turns(rows, gaps)

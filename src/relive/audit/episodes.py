@@ -103,7 +103,7 @@ def _limit(lengths: Counter[int]) -> Iterator[Finding]:
     episodes, at_limit = lengths.total(), lengths[longest]
     close = sum(count for length, count in lengths.items() if 0.8 * longest <= length < longest)
     usual = close / (0.2 * longest) if longest else 0.0  # episodes of each length a little shorter
-    if longest >= LONG and at_limit >= max(5, 0.05 * episodes) and at_limit >= 5 * usual:
+    if longest >= LONG and at_limit >= 5 * max(1.0, usual):
         words = (
             f"{at_limit:,} of {episodes:,} episodes end as terminated after {longest:,} steps exactly, the longest "
             "there is, and none is truncated. If that is a time limit, store it as truncated: else no target "
