@@ -207,9 +207,10 @@ def test_rewards_too_large_for_float32(cartpole):
     assert (found.rule, found.first) == ("finite", Place(0, 5))
 
 
-def test_actions_outside_the_space(cartpole):
+@pytest.mark.parametrize("action", [-1, 2])
+def test_actions_outside_the_space(cartpole, action):
     def spoil(row):
-        row[1][...] = 2
+        row[1][...] = action
 
     found = only(source(CARTPOLE, [edited(cartpole, spoil, 11, 13)]))
     assert (found.rule, found.severity, found.count, found.first) == ("bounds", "error", 2, Place(0, 11))
