@@ -12,11 +12,11 @@ from PIL import Image
 from relive import interop
 from relive.dqn import preset
 from relive.errors import ConfigError
+from relive.interop.summary import summarise
 from relive.study import offline
 from relive.study.offline import Cell, OfflineConfig, play
 from relive.study.workers import Progress
 from relive.train.log import read_metrics
-from relive.train.offline import episode_returns
 
 SHORT = OfflineConfig(
     "CartPole-v1", datasets=("random", "medium"), transitions=400, medium_steps=400, updates=200, steps=200, seeds=1
@@ -73,8 +73,8 @@ def test_play_takes_each_policy_for_its_share_and_joins_no_episodes() -> None:
     assert 0.68 < (whole.action[250:] == 1).mean() < 0.82  # half of them at random, so three in four
     assert (whole.truncated | whole.terminated)[[249, 999]].all()
     ends = int((whole.truncated | whole.terminated).sum())
-    assert len(episode_returns(buffer)) == ends
-    assert sum(episode_returns(buffer)) == 1_000.0
+    summary = summarise(interop.of_buffer(buffer))
+    assert (summary.episodes, summary.breaks, summary.open, summary.returns.total) == (ends, 0, 0, 1_000.0)
     again = play("CartPole-v1", [(None, 1.0, 1.0)], 300), play("CartPole-v1", [(None, 1.0, 1.0)], 300)
     assert np.array_equal(*(buffer.get(buffer.ids).obs for buffer in again))
 
@@ -107,10 +107,10 @@ def test_the_study_leaves_a_table_and_a_figure_and_repeats_nothing(tmp_path: Pat
     assert float(table["medium", "CQL", "offline"]["seed0"]) == pytest.approx(late.mean(), abs=1e-3)
     late = returns[~before][metrics["step"][there][~before] > 0.75 * 200]
     assert float(table["medium", "CQL", "online"]["seed0"]) == pytest.approx(late.mean(), abs=1e-3)
-    behaviour = float(np.mean(episode_returns(interop.read(config.dataset("medium")))))
+    behaviour = summarise(interop.open(config.dataset("medium"))).returns.mean
     assert float(table["medium", "CQL", "online"]["behaviour"]) == pytest.approx(behaviour, abs=1e-3)
     entry = f"{float(table['medium', 'CQL', 'offline']['iqm']):.1f}"
-    assert re.search(rf"\| medium \| {behaviour:.1f} ± .* \| {re.escape(entry)} \[", page)
+    assert re.search(rf"\| medium \| {behaviour:.1f}, .* \| {re.escape(entry)} \[", page)
     with Image.open(paths[2]) as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
     stamps = {path: path.stat().st_mtime_ns for path in config.directory.rglob("*.npz")}

@@ -16,12 +16,12 @@ import relive
 from relive import interop
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, ReplayError, SchemaError
+from relive.interop.summary import summarise
 from relive.study.offline import play
 from relive.train import load_config, train
 from relive.train.environments import make_training_envs
 from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Progress, Trainer
-from relive.train.offline import episode_returns
 from relive.train.stop import StopRequest
 
 ENV = "CartPole-v1"
@@ -167,30 +167,13 @@ def test_priorities_are_kept_for_steps_and_not_for_the_data(data: relive.ReplayB
 
 def test_learning_from_random_play_beats_it_by_far(data: relive.ReplayBuffer) -> None:
     """Bug: anything between the file and the weights that makes learning worse than what was recorded."""
-    behaviour = float(np.mean(episode_returns(data)))
+    behaviour = summarise(interop.of_buffer(data)).returns.mean
     assert 15 < behaviour < 35
     agent = AgentConfig(double=True, hidden=(64, 64), cql_alpha=0.1, target_every=100)
     config = replace(ALONE, offline_updates=1_500, eval_every=250, eval_episodes=20, agent=agent)
     result = train(config, Path("run"))
     assert result.final is not None
     assert result.final.mean > 3 * behaviour
-
-
-def test_returns_of_a_dataset_are_those_of_its_episodes() -> None:
-    """Bug: lanes mixed, an unfinished episode counted, a break without a flag overlooked, chunks joined wrongly."""
-    buffer = relive.ReplayBuffer(20_000, lanes=2, seed=0)
-    expected: list[list[float]] = [[], []]
-    random = np.random.default_rng(0)
-    for lane in (0, 1):
-        for number in range(600):
-            rewards = random.integers(1, 9, random.integers(1, 20)).astype(float)
-            for t, reward in enumerate(rewards):
-                last = t == len(rewards) - 1 and number < 599
-                obs = [1_000.0 * number + t]
-                flags = (last and number % 3 == 0, last and number % 3 == 1)  # else it breaks off, with no flag
-                buffer.push(obs, 0, reward, flags[0], [obs[0] + 1], truncated=flags[1], lane=lane)
-            expected[lane] += [float(rewards.sum())] if number < 599 else []
-    assert episode_returns(buffer) == expected[0] + expected[1]
 
 
 def broken(change: str) -> relive.ReplayBuffer:

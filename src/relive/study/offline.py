@@ -28,8 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 import relive
+from relive import interop
 from relive.dqn import TrainConfig, preset
 from relive.errors import ConfigError
+from relive.interop.summary import Spread, summarise
 from relive.study.aggregate import interval, iqm
 from relive.study.offline_figure import draw
 from relive.study.workers import Job, Report, run_jobs
@@ -38,7 +40,6 @@ from relive.train.collect import collect
 from relive.train.environments import make_env
 from relive.train.evaluate import Act
 from relive.train.log import read_metrics
-from relive.train.offline import episode_returns
 
 DATASETS: dict[str, tuple[tuple[str | None, float, float], ...]] = {
     "random": ((None, 1.0, 1.0),),
@@ -53,9 +54,6 @@ ALONE = "online alone"
 
 RECORDING_SEED = 3_000_000
 """First seed of the recordings: no evaluation plays these episodes."""
-
-EVALUATIONS = 10
-"""Points of a learning curve in the offline phase."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ class OfflineConfig:
     """Of all learners: what a preset has is tuned for data that the agent gathers itself."""
     target_every: int = 200
     """Likewise."""
+    evaluations: int = 10
+    """Points of a learning curve before the first step; after it as many steps apart as these are updates."""
     seeds: int = 5
     """Runs of each learner and dataset. The data are the same for all."""
     jobs: int = 1
@@ -96,7 +96,7 @@ class OfflineConfig:
         known = ", ".join(DATASETS)
         if not self.datasets or len(set(self.datasets)) < len(self.datasets) or set(self.datasets) - set(DATASETS):
             raise ConfigError(f"datasets: expected some of {known}, each once, got {' '.join(self.datasets)!r}.")
-        for name in ("seeds", "jobs", "transitions", "medium_steps", "updates", "steps"):
+        for name in ("seeds", "jobs", "transitions", "medium_steps", "updates", "steps", "evaluations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected an integer >= 1, got {getattr(self, name)}.")
         if not self.cql_alpha > 0:
@@ -166,11 +166,11 @@ def run(config: OfflineConfig, report: Report = lambda progress: None) -> list[P
         read_cell(dataset, learner, [jobs[dataset, learner, seed] for seed in range(config.seeds)])
         for dataset, learner in dict.fromkeys(key[:2] for key in jobs)
     ]
-    behaviour = {name: _behaviour(config.dataset(name)) for name in config.datasets}
+    behaviour = {name: summarise(interop.open(config.dataset(name))).returns for name in config.datasets}
     paths = [config.directory / f"offline.{kind}" for kind in ("md", "csv", "png")]
     paths[0].write_text(markdown(config, cells, behaviour), encoding="utf-8")
     write_csv(cells, behaviour, paths[1])
-    draw(config.env, cells, {name: float(np.mean(returns)) for name, returns in behaviour.items()}, paths[2])
+    draw(config.env, cells, {name: returns.mean for name, returns in behaviour.items()}, paths[2])
     return paths
 
 
@@ -200,7 +200,7 @@ def plan(config: OfflineConfig) -> dict[tuple[str, str, int], Job]:
         threads=1,
         keep="last",
         stop_return=None,
-        eval_every=max(config.updates // EVALUATIONS, base.num_envs),
+        eval_every=max(config.updates // config.evaluations, base.num_envs),
         final_eval_episodes=base.eval_episodes,
         agent=replace(base.agent, learning_rate=config.learning_rate, target_every=config.target_every),
     )
@@ -219,8 +219,6 @@ def plan(config: OfflineConfig) -> dict[tuple[str, str, int], Job]:
 
 def record(config: OfflineConfig, name: str, behaviours: dict[str, Job]) -> None:
     """Play one dataset and write it, whole or not at all."""
-    from relive import interop
-
     policies = {who: load_policy(job.run_dir, job.config.keep) for who, job in behaviours.items()}
     parts = [(policies[who] if who else None, epsilon, share) for who, epsilon, share in DATASETS[name]]
     torch.set_num_threads(1)  # one observation at a time: threads would only wait for one another
@@ -254,13 +252,6 @@ def play(env: str, parts: Sequence[tuple[Act | None, float, float]], transitions
     return buffer
 
 
-def _behaviour(path: Path) -> list[float]:
-    """Returns of the episodes in a dataset."""
-    from relive import interop
-
-    return episode_returns(interop.read(path))
-
-
 def read_cell(dataset: str, learner: str, jobs: Sequence[Job]) -> Cell:
     """The learning curves of one learner on one dataset, a run each seed."""
     settings = jobs[0].config
@@ -289,7 +280,7 @@ def _curve(job: Job, due: NDArray[np.float64]) -> NDArray[np.float64]:
     return returns
 
 
-def markdown(config: OfflineConfig, cells: Sequence[Cell], behaviour: dict[str, list[float]]) -> str:
+def markdown(config: OfflineConfig, cells: Sequence[Cell], behaviour: dict[str, Spread]) -> str:
     """The study in a page: what was run, the table, the figure."""
     table = {(cell.dataset, cell.learner): cell for cell in cells}
     names = [*LEARNERS, *(f"{learner}, then online" for learner in LEARNERS)]
@@ -299,15 +290,15 @@ def markdown(config: OfflineConfig, cells: Sequence[Cell], behaviour: dict[str, 
         f"{config.transitions:,} transitions a dataset, {config.updates:,} updates from it alone, then "
         f"{config.steps:,} steps with half of each batch from it; {config.seeds} seed{'s' if config.seeds > 1 else ''} "
         f"each, cql_alpha {config.cql_alpha:g}. Return of the greedy policy, mean of the evaluations in the last "
-        "quarter of the phase: interquartile mean over the seeds and its 95 % bootstrap interval. Behaviour: mean ± "
-        "standard deviation of the episodes in the data, and how many there are.",
+        "quarter of the phase: interquartile mean over the seeds and its 95 % bootstrap interval. Behaviour: mean "
+        "return of the episodes in the data, from the worst to the best.",
         "",
         f"| data | behaviour | {' | '.join(names)} |",
         f"|{'---|' * (len(names) + 2)}",
     ]
     for name, returns in behaviour.items():
         entries = [_entry(table[name, learner].late(online=online)) for online in (False, True) for learner in LEARNERS]
-        spread = f"{np.mean(returns):.1f} ± {np.std(returns):.1f} ({len(returns)})"
+        spread = f"{returns.mean:.1f}, {returns.low:.0f} to {returns.high:.0f}"
         lines.append(f"| {name} | {spread} | {' | '.join(entries)} |")
     alone = _entry(table["", ALONE].late(online=True))
     lines.append(f"| none: {ALONE} | | | | {alone} | |")
@@ -320,7 +311,7 @@ def _entry(late: NDArray[np.float64]) -> str:
     return f"{iqm(late):.1f} [{low:.1f}, {high:.1f}]"
 
 
-def write_csv(cells: Sequence[Cell], behaviour: dict[str, list[float]], path: Path) -> None:
+def write_csv(cells: Sequence[Cell], behaviour: dict[str, Spread], path: Path) -> None:
     """One line a cell and phase: interquartile mean, its interval, and the mean of each seed."""
     seeds = len(cells[0].returns)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -328,7 +319,7 @@ def write_csv(cells: Sequence[Cell], behaviour: dict[str, list[float]], path: Pa
         head = ["data", "behaviour", "learner", "phase", "iqm", "low", "high"]
         writer.writerow([*head, *(f"seed{seed}" for seed in range(seeds))])
         for cell in cells:
-            mean = round(float(np.mean(behaviour[cell.dataset])), 3) if cell.dataset else ""
+            mean = round(behaviour[cell.dataset].mean, 3) if cell.dataset else ""
             for phase in ("online",) if cell.begin == 0 else ("offline", "online"):
                 late = cell.late(online=phase == "online")
                 numbers = (float(iqm(late)), *map(float, interval(late)), *late.tolist())

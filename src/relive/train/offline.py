@@ -58,32 +58,9 @@ def beside(
     return relive.Mixture([(data, share), (online, 1.0 - share)], seed=config.seed)
 
 
-def episode_returns(data: relive.ReplayBuffer) -> list[float]:
-    """The undiscounted return of every episode in a dataset: what its behaviour reached.
-
-    An episode ends where it was terminated or truncated, and where the next observation is not that of the transition
-    before. One that goes on at the end of the data is left out.
-    """
-    returns: list[float] = []
-    for lane in range(data.lanes):
-        total, last = 0.0, None  # of the episode that goes on; its newest next_obs, None between two episodes
-        for batch in _chunks(data, lane):
-            rewards, ends = batch.reward.tolist(), (batch.terminated | batch.truncated).tolist()
-            for reward, ended, obs, next_obs in zip(rewards, ends, batch.obs, batch.next_obs, strict=True):
-                if last is not None and not np.array_equal(last, obs):
-                    returns.append(total)
-                    total = 0.0
-                total += reward
-                last = next_obs
-                if ended:
-                    returns.append(total)
-                    total, last = 0.0, None
-    return returns
-
-
-def _chunks(data: relive.ReplayBuffer, lane: int | None = None) -> Iterator[relive.Batch]:
-    """All transitions as they are, of all lanes or of one, in order of time."""
-    ids = data.ids if lane is None else data.ids[data.ids % data.lanes == lane]
+def _chunks(data: relive.ReplayBuffer) -> Iterator[relive.Batch]:
+    """All transitions as they were recorded, whatever the view."""
+    ids = data.ids
     plain = data.reader(view=relive.Transitions(), sampler=relive.Uniform(), seed=0)
     for begin in range(0, len(ids), _CHUNK):
         yield plain.get(ids[begin : begin + _CHUNK])
