@@ -221,3 +221,36 @@ def test_of_buffer_reads_what_was_pushed_whatever_the_view():
 def test_a_buffer_without_a_schema_is_refused():
     with pytest.raises(relive.ConfigError, match="expected a buffer with a schema"):
         interop.of_buffer(relive.ReplayBuffer(8, seed=0))
+
+
+class TestSnapshots:
+    def test_there_and_back(self, tmp_path):
+        kind = KINDS["dict"]
+        rows = rows_of(kind, 2, [(lane, GOES_ON) for lane in (0, 1)] * 6 + [(0, BOTH), (1, BREAKS)], "float32")
+        source = source_of(kind, rows, 4)
+        assert interop.write(source, tmp_path / "data.snapshot") == ()
+        back = interop.open(tmp_path / "data.snapshot")
+        assert (back.format, back.schema, back.notes) == ("snapshot", source.schema, ())
+        assert contents(back) == contents(source)
+        assert len(relive.load(tmp_path / "data.snapshot")) == 14
+
+    def test_lanes_of_different_lengths_are_named(self, tmp_path):
+        source = source_of(KINDS["frames"], rows_of(KINDS["frames"], 2, [(0, GOES_ON)] * 3, "float32"), 4)
+        (words,) = interop.write(source, tmp_path / "data.snapshot")
+        assert "2 lanes of different lengths" in words
+
+    def test_one_of_code_that_we_do_not_have_is_read(self, tmp_path):
+        """A dataset is the transitions; a reward function or sampler of the user's is not needed for them."""
+        buffer = relive.ReplayBuffer(
+            4,
+            GOAL.schema(),
+            view=relive.Hindsight("future", 4, lambda achieved_goal, desired_goal: achieved_goal[:, 0]),
+            sampler=relive.Prioritized(),
+            seed=0,
+        )
+        (row,) = rows_of(GOAL, 1, [(0, TERMINATES)], "float32")[0]
+        buffer.push(**row.pop("extras"), **row)
+        buffer.save(tmp_path / "s")
+        source = interop.open(tmp_path / "s")
+        assert contents(source) == contents(interop.of_buffer(buffer))
+        assert source.notes == interop.of_buffer(buffer).notes

@@ -18,6 +18,8 @@ from relive.samplers import BuiltIn, Sampler, Uniform
 from relive.storage import Memory
 from relive.views import Hindsight, Transitions, View
 
+PRIORITIES = "priorities are no part of a dataset; they stay with the buffer"
+
 
 def of_buffer(buffer: ReplayBuffer, *, format: str = "buffer", path: Path | None = None) -> Source:
     """The live transitions of a buffer, each as it was pushed whatever the view, lane after lane.
@@ -52,7 +54,7 @@ def of_buffer(buffer: ReplayBuffer, *, format: str = "buffer", path: Path | None
 
     notes = []
     if keeps_priorities(buffer.sampler):
-        notes.append("priorities are no part of a dataset; they stay with the buffer")
+        notes.append(PRIORITIES)
     counts = tuple(count for _, count in spans)
     schema = replace(schema, lanes=lanes)
     return Source(schema, sum(counts), lanes, format, path, tuple(notes), read, counts)

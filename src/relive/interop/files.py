@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from relive.buffer import ReplayBuffer
+from relive.durable import load
 from relive.errors import ConfigError, DatasetError, ReplayError
-from relive.interop.buffers import fill, of_buffer
+from relive.interop.buffers import PRIORITIES, fill, of_buffer
 from relive.interop.d4rl import open_d4rl, write_d4rl
 from relive.interop.minari import DATA, METADATA, write_minari
 from relive.interop.minari_read import open_minari
@@ -22,9 +23,10 @@ from relive.interop.npz import open_npz, write_npz
 from relive.interop.parquet import open_parquet, write_parquet
 from relive.interop.sb3 import open_sb3
 from relive.interop.source import Block, Source
-from relive.samplers import BuiltIn, Sampler
+from relive.samplers import BuiltIn, Prioritized, RankBased, Sampler, Uniform
+from relive.snapshot import read_manifest
 from relive.storage import Memory
-from relive.views import Hindsight, View
+from relive.views import Hindsight, Transitions, View
 
 FORMATS = ("minari", "d4rl", "parquet", "npz", "sb3", "snapshot")
 """What `open` reads."""
@@ -164,9 +166,11 @@ def _is_snapshot(path: Path) -> bool:
 
 
 def _open_snapshot(path: Path) -> Source:
-    from relive import load
-
-    return of_buffer(load(path), format="snapshot", path=path)
+    """A snapshot is loaded into memory as a whole. Its own view and sampler may be of code that only its user has."""
+    saved = read_manifest(path).buffer["sampler"]
+    source = of_buffer(load(path, view=Transitions(), sampler=Uniform()), format="snapshot", path=path)
+    keeps = "custom" in saved or saved["name"] in (Prioritized.__name__, RankBased.__name__)
+    return replace(source, notes=(PRIORITIES,) if keeps else ())
 
 
 def _known(format: str, choices: tuple[str, ...]) -> str:
