@@ -33,10 +33,17 @@ class Restorer:
     @property
     def draws(self) -> int:
         """Batches drawn before the save."""
-        draws = self._manifest.selector.get("draws")
-        if not isinstance(draws, int) or not 0 <= draws < 2**64:
+        return self._number(self._manifest.selector.get("draws"))
+
+    @property
+    def readers(self) -> int:
+        """Readers made before the save."""
+        return self._number(self._manifest.buffer.get("readers"))
+
+    def _number(self, value: Any) -> int:
+        if type(value) is not int or not 0 <= value < 2**64:
             raise self._contradiction()
-        return draws
+        return value
 
     def fill(self) -> None:
         """Restores transitions and the open ends of episodes.

@@ -25,7 +25,7 @@ from relive.errors import ConfigError, SnapshotError
 MANIFEST = "manifest.json"
 FORMAT = "relive snapshot"
 VERSION = 1
-_NAMES = re.compile(r"\d{6,}-(records|finals|((final-)?column|prefix)-\d+|masses|places|uses)\.npy(\.zst)?")
+_NAMES = re.compile(r"[0-9]{6,18}-(records|finals|((final-)?column|prefix)-[0-9]+|masses|places|uses)\.npy(\.zst)?")
 _FRAME = re.compile(
     rb'\{"format": "([^"]*)", "version": (\d+), "crc32": "([0-9a-f]{8})", "content":\n(.*)\n\}\n', re.DOTALL
 )
@@ -168,17 +168,22 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
     except IsADirectoryError:
         raise SnapshotError(f"{path}: expected a file, got a directory. Give a directory that `save` made.") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        if isinstance(error, SnapshotError):
+            raise
+        raise SnapshotError(f"{path}: expected to read it, got an error of the system ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SnapshotError(f"{path}: expected the manifest of a snapshot, got another ({error}).") from None
 
 
 def _decode(content: dict[str, Any]) -> Manifest:
     lanes = tuple((int(begin), int(head), int(going), int(first)) for begin, head, going, first in content["lanes"])
-    if any(not 0 <= first <= begin <= head or going not in (0, 1) for begin, head, going, first in lanes):
+    if any(not 0 <= first <= begin <= head < 2**62 or going not in (0, 1) for begin, head, going, first in lanes):
         raise ValueError("impossible lanes")
-    return Manifest(
+    number = int(content["number"])
+    manifest = Manifest(
         str(content["identity"]),
-        int(content["number"]),
+        number,
         dict(content["buffer"]),
         lanes,
         dict(content["selector"]),
@@ -188,6 +193,9 @@ def _decode(content: dict[str, Any]) -> Manifest:
         tuple(map(File.from_dict, content["values"])),
         content["note"],
     )
+    if any(not _NAMES.fullmatch(file.name) or int(file.name.split("-")[0]) >= number for file in manifest.files):
+        raise ValueError("impossible files")
+    return manifest
 
 
 def commit(directory: Path, manifest: Manifest) -> int:
@@ -198,9 +206,9 @@ def commit(directory: Path, manifest: Manifest) -> int:
     return len(data)
 
 
-def drop_others(directory: Path, manifest: Manifest | None) -> None:
-    """Removes a snapshot's files that no manifest names: of saves that were killed, or that are of no use any more."""
-    named = set() if manifest is None else {file.name for file in manifest.files}
+def drop_others(directory: Path, *manifests: Manifest | None) -> None:
+    """Removes a snapshot's files that none of them names: of saves that were killed, or that are of no use any more."""
+    named = {file.name for manifest in manifests if manifest is not None for file in manifest.files}
     for name in os.listdir(directory):  # noqa: PTH208 - all of a snapshot's disk goes through os
         if _NAMES.fullmatch(name) and name not in named:
             disk.remove(directory / name)
