@@ -146,8 +146,8 @@ def to_sb3(buffer: ReplayBuffer, target: Any) -> tuple[str, ...]:
     """Adds all transitions of a buffer to one of Stable-Baselines3, by its own `add`, oldest first.
 
     Args:
-        buffer: with as many lanes as `target` has environments, all of one length; n-step and stacking views of it do
-            not matter.
+        buffer: with as many lanes as `target` has environments; its view does not matter. Of lanes of different
+            lengths the newest transitions are taken, as many of each.
         target: a `ReplayBuffer` or `DictReplayBuffer` with `optimize_memory_usage=False`, large enough.
 
     Returns:
@@ -160,15 +160,16 @@ def to_sb3(buffer: ReplayBuffer, target: Any) -> tuple[str, ...]:
     schema, lanes = buffer.schema, buffer.lanes
     if schema is None or not len(buffer):
         return ()
-    ids = buffer.ids
-    steps = len(ids) // lanes
-    _check_target(buffer, target, ids, steps)
+    each = [buffer.ids[buffer.ids % lanes == lane] for lane in range(lanes)]
+    steps = min(map(len, each))
+    ids = np.stack([mine[len(mine) - steps :] for mine in each], axis=1)  # i64[steps, lanes]
+    _check_target(buffer, target, steps)
     _check_fields(schema.obs, target.observations, "obs")
     _check_fields(schema.action, target.actions, "action")
     reader = buffer.reader(view=Transitions(), sampler=Uniform(), seed=0)
     both = 0
     for start, stop in spans(steps, max(1, rows_at_once(schema) // lanes)):
-        batch = reader.get(ids.reshape(steps, lanes)[start:stop].reshape(-1))
+        batch = reader.get(ids[start:stop].reshape(-1))
         for step in range(stop - start):
             at = slice(step * lanes, (step + 1) * lanes)
             terminated, truncated = batch.terminated[at], batch.truncated[at]
@@ -181,17 +182,15 @@ def to_sb3(buffer: ReplayBuffer, target: Any) -> tuple[str, ...]:
                 terminated | truncated,
                 [{"TimeLimit.truncated": bool(flag)} for flag in truncated & ~terminated],
             )
-    return _lost(schema, both, target)
+    return _lost(schema, both, len(buffer) - ids.size, target)
 
 
-def _check_target(buffer: ReplayBuffer, target: Any, ids: NDArray[np.int64], steps: int) -> None:
+def _check_target(buffer: ReplayBuffer, target: Any, steps: int) -> None:
     lanes = buffer.lanes
     if target.n_envs != lanes:
         raise ConfigError(
             f"to_sb3: expected a target of n_envs={lanes}, one a lane of the buffer, got {target.n_envs}."
         )
-    if len(ids) % lanes or (ids.reshape(steps, lanes) % lanes != np.arange(lanes)).any():
-        raise ConfigError("to_sb3: expected lanes of one length, got others. Stable-Baselines3 steps all at once.")
     if target.optimize_memory_usage:
         raise ConfigError("to_sb3: expected optimize_memory_usage=False, got True: it would lose final observations.")
     if target.buffer_size - target.size() < steps:
@@ -214,8 +213,10 @@ def _check_fields(tree: Tree, arrays: Any, name: str) -> None:
         raise SchemaError(f"{name}: expected {arrays.dtype} {flat}, which the target holds, got {tree}.")
 
 
-def _lost(schema: Schema, both: int, target: Any) -> tuple[str, ...]:
+def _lost(schema: Schema, both: int, older: int, target: Any) -> tuple[str, ...]:
     said = ["ids, priorities and the order of draws stay with the buffer"]
+    if older:
+        said.append(f"the oldest {older:,} transitions of longer lanes are left out: all lanes are added to at once")
     if both:
         said.append(f"{both:,} steps are terminated and truncated at once: stored as terminated")
     if schema.extras:
