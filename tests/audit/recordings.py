@@ -19,7 +19,7 @@ Row = tuple[Any, Any, float, bool, bool, Any]
 """obs, action, reward, terminated, truncated, next_obs."""
 
 
-def source(schema: Schema, lanes: Sequence[Sequence[Row]], cut: int = 1000, **changes: Any) -> Source:
+def source(schema: Schema, lanes: Sequence[Sequence[Row]], /, cut: int = 1000, **changes: Any) -> Source:
     """The rows of each lane as a dataset, in blocks of `cut` transitions."""
 
     def read() -> Iterator[Block]:

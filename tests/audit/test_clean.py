@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -13,7 +16,7 @@ from recordings import Rooms, Row, record, record_tree, schema_of, source
 
 import relive
 from relive.audit import check
-from relive.interop.source import Source
+from relive.interop.source import Block, Source
 
 
 def assert_clean(data: Source) -> None:
@@ -51,6 +54,30 @@ def test_frames_larger_than_a_chunk():
     frames = rng.integers(0, 256, (61, 300, 300, 3), np.uint8)
     rows = [(frames[t], np.int64(0), 0.0, t == 30, False, frames[60] if t == 30 else frames[t + 1]) for t in range(59)]
     assert_clean(source(relive.Schema(relive.Field("uint8", (300, 300, 3)), relive.Field("int64")), [rows], 1000))
+
+
+@pytest.mark.parametrize(("lanes", "count"), [(1, 100), (1, 7), (100, 7)])
+def test_memory_is_bounded(monkeypatch, lanes, count):
+    """Few large blocks, many small ones, many lanes by turns: never much more than what chunks may take."""
+    monkeypatch.setattr("relive.audit.rows.CHUNK_BYTES", 2**20)
+    monkeypatch.setattr("relive.audit.rows.PENDING_BYTES", 2**22)
+    frames = np.random.default_rng(0).integers(0, 256, (count + 1, 40, 40), np.uint8)
+    zeros = np.zeros(count, np.float32)
+    flags = np.zeros(count, np.bool_)
+    block = Block(frames[:-1], zeros.astype(np.int64), zeros, flags, flags, frames[1:])
+    num_blocks = 14_000 // count
+
+    def read() -> Iterator[Block]:
+        for number in range(num_blocks):
+            yield replace(block, obs=block.obs.copy(), next_obs=block.next_obs.copy(), lane=number % lanes)
+
+    schema = relive.Schema(relive.Field("uint8", (40, 40)), relive.Field("int64"))
+    data = source(schema, [], read=read, lanes=lanes, num_transitions=num_blocks * count)
+    tracemalloc.start()
+    check(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6, f"{peak / 1e6:.0f} MB for 45 MB of data"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

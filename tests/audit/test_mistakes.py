@@ -420,6 +420,28 @@ def test_lengths_that_differ(cartpole, name):
     assert found.words.startswith(f"{name}: expected ")
 
 
+def test_what_comes_after_a_block_that_was_passed_over(cartpole):
+    """Places go on counting, and lengths begin anew."""
+
+    def spoil(row):
+        row[5][...] = np.nan
+
+    ends = [t for t, row in enumerate(cartpole) if row[3]]
+    cut, after = ends[3] - 1, ends[3] + 1  # the block passed over has the end of an episode in it
+    rows = edited(cartpole, spoil, ends[8])
+    blocks = [block(rows[:cut]), replace(block(rows[cut:after]), reward=np.zeros(9)), block(rows[after:])]
+    report = check(source(CARTPOLE, [cartpole], num_transitions=len(cartpole) + 7, read=_blocks(*blocks)))
+    (found,) = (found for found in report.findings if found.rule == "finite")
+    assert found.first == Place(0, ends[8] + 7)
+    lengths = np.diff([-1, *ends])
+    assert f", {lengths.min()} to {lengths.max()} steps long" in str(report)
+
+
+def test_a_reward_that_is_no_array(cartpole):
+    report = check(source(CARTPOLE, [cartpole], read=_blocks(replace(block(cartpole), reward=np.float32(1)))))
+    assert [found.rule for found in report.findings] == ["reading", "shapes"]
+
+
 def test_shapes_and_fields_that_differ(cartpole):
     one = block(cartpole)
     for changed, words in [

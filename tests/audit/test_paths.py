@@ -195,6 +195,29 @@ def test_priorities_that_nobody_updates(tmp_path, sampler, compression):
     assert not check_path(path).findings
 
 
+def test_priorities_that_are_all_the_same(tmp_path):
+    """Somebody gave them: that is no reason to complain."""
+    buffer = recorded([record(gymnasium.make("CartPole-v1"), 100)], 100, sampler=relive.Prioritized())
+    for _ in range(200):
+        buffer.sample(8)
+    buffer.update_priorities(buffer.ids, np.full(100, 5.0))
+    buffer.save(tmp_path / "snap")
+    assert not check_path(tmp_path / "snap").findings
+
+
+def test_priorities_of_windows_that_nobody_updates(tmp_path):
+    """Transitions that begin no window have none."""
+    view = relive.Sequences(8, stride=4)
+    rows = record(gymnasium.make("CartPole-v1"), 500)
+    buffer = recorded([rows], 500, sampler=relive.Prioritized(), view=view)
+    for _ in range(200):
+        buffer.sample(8)
+    buffer.save(tmp_path / "snap")
+    (found,) = check_path(tmp_path / "snap").findings
+    assert (found.rule, found.count) == ("priorities", len(buffer.anchors))
+    assert found.count < 300
+
+
 def test_a_snapshot_whose_sampler_and_view_are_code(tmp_path):
     """A check needs neither the user's reward function nor the user's sampler."""
     goals = {name: relive.Field("float32", (2,)) for name in ("achieved_goal", "desired_goal")}

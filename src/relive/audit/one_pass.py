@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from relive.audit.continuity import Continuity
 from relive.audit.ends import Ends
 from relive.audit.episodes import Episodes
@@ -60,7 +62,7 @@ class _Audit:
 
     def take(self, block: Block) -> None:
         """Takes a block of the dataset in."""
-        count = len(block.reward)
+        count = len(block.reward) if np.ndim(block.reward) else 0
         start = self._next[block.lane]
         self._next[block.lane] += count
         self.taken += count
