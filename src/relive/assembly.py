@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from relive._core import Core, Found
 from relive.append import Appender
 from relive.forking import watch
-from relive.mapped import Mmap, Synced, close_at_end, repair
+from relive.mapped import Mmap, Synced, damaged, forget_synced, open_until_end, repair
 from relive.reading import Reader
 from relive.samplers import BuiltIn, Sampler
 from relive.saving import Saver
@@ -63,30 +64,65 @@ class Engine:
     saver: Saver
 
 
-def assemble(spec: Spec, storage: Storage, *, attach: bool = False) -> Engine:
+def assemble(
+    spec: Spec, storage: Storage, *, attach: bool = False, fill: Callable[[Core, Reader], None] | None = None
+) -> Engine:
     """Allocates memory for a buffer, or with `attach` finds one in its file.
+
+    Args:
+        spec: what it is.
+        storage: where the bytes live.
+        attach: whether there is one.
+        fill: gives it its contents. What fails before that is done leaves no file behind.
 
     Raises:
         ConfigError: there is no room, or something is in it.
         SnapshotError: nothing whole is there to attach to.
     """
-    schema, kept = spec.schema, history(spec.schema, spec.view)
-    sizes = measure(schema, spec.capacity, spec.lanes, spec.view, spec.sampler)
+    sizes = measure(spec.schema, spec.capacity, spec.lanes, spec.view, spec.sampler)
     selector_at = sizes.max_bytes - sizes.sampler_bytes
     busy = (0, sizes.full_bytes - sizes.sampler_bytes), (selector_at, sizes.max_bytes)
-    mapped = storage if isinstance(storage, Mmap) else None
-    memory = mapped.open(sizes.max_bytes) if mapped and attach else storage.allocate(sizes.max_bytes, busy)
-    core = Core(
-        memory,
-        core_fields(schema.obs, "obs"),
-        core_fields(schema.action, "action"),
-        [core_field(extra) for extra in schema.extras.values()],
-        spec.lanes,
-        spec.capacity // spec.lanes,
-        schema.stacked,
-        kept,
-        attach,
-    )
+    if isinstance(storage, Memory):
+        engine = _connect(spec, storage.allocate(sizes.max_bytes, busy), selector_at, None)
+        if fill:
+            fill(engine.core, engine.reading)
+        return engine
+    memory = storage.open(sizes.max_bytes) if attach else storage.allocate(sizes.max_bytes, busy)
+    try:
+        engine = _connect(spec, memory, selector_at, storage, attach=attach)
+        if fill:
+            fill(engine.core, engine.reading)
+        if isinstance(engine.into, Synced):
+            engine.into.write_out()
+        else:
+            forget_synced(Path(storage.path))
+        if not attach:
+            storage.describe(spec.to_dict())
+        return engine
+    except BaseException:
+        if not attach:
+            storage.discard()
+        raise
+
+
+def _connect(spec: Spec, memory: Any, selector_at: int, mapped: Mmap | None, *, attach: bool = False) -> Engine:
+    """The parts over their memory, which is zeroed, or what `attach` found."""
+    schema, kept = spec.schema, history(spec.schema, spec.view)
+    try:
+        core = Core(
+            memory,
+            core_fields(schema.obs, "obs"),
+            core_fields(schema.action, "action"),
+            [core_field(extra) for extra in schema.extras.values()],
+            spec.lanes,
+            spec.capacity // spec.lanes,
+            schema.stacked,
+            kept,
+            attach,
+        )
+    except ValueError as error:
+        assert mapped  # memory that was just allocated fits
+        raise damaged(Path(mapped.path)) from error
     found, draws = Found.ZEROED, 0
     if mapped and attach:
         found, draws = repair(Path(mapped.path), memory, core, kept)
@@ -98,11 +134,9 @@ def assemble(spec: Spec, storage: Storage, *, attach: bool = False) -> Engine:
     watch(core, shared=mapped is not None)
     into: Core | Synced = core
     if mapped:
-        close_at_end(core, memory)
-        if not attach:
-            mapped.describe(spec.to_dict())
+        open_until_end(core, memory)
         if mapped.sync is not None:
             into = Synced(core, Path(mapped.path), mapped.sync, lambda: reading.draws)
-    return Engine(
-        core, into, Appender(into, schema, spec.lanes), reading, Saver(core, reading.native, schema, spec.capacity)
-    )
+    appender = Appender(into, schema, spec.lanes)
+    saver = Saver(core, reading.native, schema, spec.capacity)
+    return Engine(core, into, appender, reading, saver)

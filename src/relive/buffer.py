@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from relive._core import Core
 from relive.append import collect, conform_all
 from relive.arguments import check_lane, check_mask, check_priority, check_seed, has_lead
 from relive.assembly import Spec, Storage, assemble
@@ -20,7 +23,6 @@ from relive.fitting import as_array, infer_schema
 from relive.forking import Lock
 from relive.prefetch import Batches, Beta
 from relive.reading import Output, Reader
-from relive.restoring import Restorer
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Field, Schema, leaves
 from relive.snapshot import Manifest
@@ -82,34 +84,39 @@ class ReplayBuffer:
             self._build(schema)
 
     @classmethod
-    def _assembled(cls, spec: Spec, storage: Storage, *, attach: bool = False) -> ReplayBuffer:
-        """A buffer from all that it is; with `attach`, the one that lies in a file."""
+    def _assembled(
+        cls,
+        spec: Spec,
+        storage: Storage,
+        *,
+        attach: bool = False,
+        fill: Callable[[Core, Reader], None] | None = None,
+    ) -> ReplayBuffer:
+        """A buffer from all that it is; with `attach`, the one that lies in a file; with contents that `fill` gives."""
         buffer = cls(
             spec.capacity, lanes=spec.lanes, sampler=spec.sampler, view=spec.view, storage=storage, seed=spec.seed
         )
         divide(spec.capacity, spec.lanes, spec.schema)
-        buffer._build(spec.schema, attach=attach)
+        buffer._build(spec.schema, attach=attach, fill=fill)
         return buffer
 
-    def _build(self, schema: Schema, *, attach: bool = False) -> None:
+    def _build(
+        self, schema: Schema, *, attach: bool = False, fill: Callable[[Core, Reader], None] | None = None
+    ) -> None:
         """Lays out the memory, once the schema is known."""
         spec = Spec(self._capacity, self._lanes, schema, self._sampler, self._view, self._seed)
-        self._engine = assemble(spec, self._storage, attach=attach)
+        self._engine = assemble(spec, self._storage, attach=attach, fill=fill)
         self._core, self._appender, self._reading = self._engine.into, self._engine.appender, self._engine.reading
         self._spec = spec
         self._extras, self._num_extras = tuple(schema.extras), len(schema.extras)
         self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
 
-    def _restore(self, restorer: Restorer, directory: Path, manifest: Manifest, *, anew: bool) -> None:
-        """Takes the contents of a snapshot; `anew`: all but what its sampler kept."""
-        restorer.fill()
-        if anew:
-            self._reading.resume(self._seed, restorer.draws)
-        else:
-            restorer.select(self._reading.native)
-        self._num_readers = int(manifest.buffer["readers"])
-        self._engine.saver.knows(directory, manifest)
+    def _goes_on_from(self, directory: Path, manifest: Manifest, *, readers: int, anew: bool) -> None:
+        """Its contents are those of a snapshot (`anew`: all but what its sampler kept); saving there goes on."""
+        self._num_readers = readers
+        # A selector that begins anew counts its changes anew: what it keeps is not what was saved.
+        self._engine.saver.knows(directory, replace(manifest, selector={}) if anew else manifest)
 
     def push(
         self,

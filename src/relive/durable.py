@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from relive._core import Core
 from relive.assembly import Spec, Storage
 from relive.buffer import ReplayBuffer
 from relive.engine import check_axes
 from relive.errors import ConfigError, SnapshotError
 from relive.mapped import CARD, Mmap, read_card
+from relive.reading import Reader
 from relive.restoring import Restorer
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Schema
@@ -19,6 +21,11 @@ from relive.specs import sampler_from_dict, sampler_to_dict, view_from_dict, vie
 from relive.storage import Memory, history
 from relive.views import Hindsight, View
 
+# What a description that means nothing, or harm, makes of itself.
+_CONTRADICTIONS = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError, SyntaxError, MemoryError),
+)
 _ATTEMPTS = 100  # while the directory is saved to again and again
 
 
@@ -117,13 +124,20 @@ def _load(
             f"view: expected a stack of at most {kept + 1}, the frames that were saved before the oldest transition, "
             f"got {spec.view.stack}. Save with such a view."
         )
-    buffer = ReplayBuffer._assembled(spec, storage)
-    buffer._restore(
-        Restorer(directory, manifest, buffer._engine.core, spec.schema),
-        directory,
-        manifest,
-        anew=not _same_selection(card, spec),
-    )
+    anew, readers = not _same_selection(card, spec), 0
+
+    def fill(core: Core, reading: Reader) -> None:
+        nonlocal readers
+        restorer = Restorer(directory, manifest, core, spec.schema)
+        readers = restorer.readers
+        restorer.fill()
+        if anew:
+            reading.resume(spec.seed, restorer.draws)
+        else:
+            restorer.select(reading.native)
+
+    buffer = ReplayBuffer._assembled(spec, storage, fill=fill)
+    buffer._goes_on_from(directory, manifest, readers=readers, anew=anew)
     return buffer
 
 
@@ -136,13 +150,14 @@ def _spec(file: Path, card: dict[str, Any], view: View | Hindsight | None, sampl
             sampler = sampler_from_dict(card["sampler"])
         schema = Schema.from_dict(card["schema"])
         numbers = [card[name] for name in ("capacity", "lanes", "seed")]
-        if not all(type(number) is int for number in numbers):
+        numbers_and_stack = [*numbers, card["view"]["stack"]]
+        if not all(type(number) is int for number in numbers_and_stack) or not isinstance(card["sampler"], dict):
             raise TypeError(f"numbers expected, got {numbers}")
     except ConfigError as error:
         if str(error).startswith(("view:", "sampler:")):
             raise
         raise SnapshotError(f"{file}: expected what describes a buffer, got something else ({error}).") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except _CONTRADICTIONS as error:
         raise SnapshotError(f"{file}: expected what describes a buffer, got something else ({error!r}).") from None
     checked = check_axes(view, sampler)
     return Spec(numbers[0], numbers[1], schema, checked[1], checked[0], numbers[2])

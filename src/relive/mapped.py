@@ -39,22 +39,26 @@ class Mmap:
     The space for full rings is reserved on the disk when the buffer is made. Final observations, one an ended episode,
     take theirs as they come: a disk that fills up then ends the process (SIGBUS), as with every mapped file.
 
+    One process at a time. See docs/mmap.md for what each kind of crash costs.
+
     Attributes:
         path: a directory, new or empty.
-        sync: write everything out before more than so many further transitions of a lane are pushed. After a power loss
-            the newest `sync` of each lane are lost, and up to as many of the oldest ones of a full lane; priorities
-            begin anew. A push that is due waits for the disk. None leaves it to the system.
+        sync: at least 2. Everything is written out again and again, so that a power loss costs at most the newest
+            `sync` transitions of each lane (or the last `extend`, if that was longer), and up to as many of the oldest
+            ones of a full lane; priorities begin anew. A push that is due waits for the disk. None leaves it to the
+            system.
     """
 
     path: str
     sync: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str | os.PathLike) or not os.fspath(self.path):
+        path = os.fspath(self.path) if isinstance(self.path, str | os.PathLike) else ""
+        if not isinstance(path, str) or not path or "\0" in path:
             raise ConfigError(f"Mmap: expected the path of a directory, got {self.path!r}.")
-        object.__setattr__(self, "path", os.fspath(self.path))
+        object.__setattr__(self, "path", path)
         if self.sync is not None:
-            object.__setattr__(self, "sync", integer("Mmap", "sync", self.sync, 1, 2**40))
+            object.__setattr__(self, "sync", integer("Mmap", "sync", self.sync, 2, 2**40))
 
     def allocate(self, num_bytes: int, busy: Iterable[tuple[int, int]]) -> mmap.mmap:
         """Zeroed memory in a new file.
@@ -64,15 +68,22 @@ class Mmap:
             SnapshotError: another process has the directory open.
         """
         path = Path(self.path)
+        _refuse_another(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ConfigError(f"Mmap: expected a directory, got the file {path}. Give another path.") from None
-        if os.path.lexists(path / CARD):
+            file = _claim(path, os.O_CREAT)
+        except SnapshotError:
+            raise
+        except OSError as error:
             raise ConfigError(
-                f"Mmap: expected a new directory, {path} holds a buffer. Open it with relive.attach, or remove it."
-            )
-        file = _claim(path, os.O_CREAT)
+                f"Mmap: expected a directory to write to, got {path} ({error.strerror}). Give another path."
+            ) from None
+        try:
+            _refuse_another(path)  # somebody may have made one, and closed it, before the file was ours
+            disk.remove(path / SYNCED)  # of one that was removed otherwise
+        except BaseException:
+            os.close(file)
+            raise
         try:
             os.ftruncate(file, 0)
             os.ftruncate(file, num_bytes)
@@ -92,22 +103,43 @@ class Mmap:
         """Writes down what the buffer is: from now on it can be attached to."""
         disk.replace(Path(self.path), CARD, frame(_CARD_KIND, card))
 
+    def discard(self) -> None:
+        """Removes what was just allocated: no buffer came of it."""
+        for name in (CARD, SYNCED, ARENA):
+            with contextlib.suppress(OSError):
+                disk.remove(Path(self.path) / name)
+
     def open(self, num_bytes: int) -> mmap.mmap:
         """The memory of the buffer that is there.
 
         Raises:
             SnapshotError: none is, it is in use, or of another size.
         """
-        path = Path(self.path)
-        file = _claim(path, 0)
-        size = os.fstat(file).st_size
-        if size != num_bytes:
+        path = Path(self.path) / ARENA
+        try:
+            file = _claim(path.parent, 0)
+        except SnapshotError:
+            raise
+        except OSError as error:
+            raise SnapshotError(
+                f"{path}: expected a file to read and write, got an error of the system ({error.strerror})."
+            ) from None
+        try:
+            size = os.fstat(file).st_size
+            if size != num_bytes:
+                raise SnapshotError(
+                    f"{path}: expected {num_bytes:,} bytes, got {size:,}. The file was cut, or belongs to another "
+                    "buffer; load a snapshot."
+                )
+            return _map(file, num_bytes)
+        except SnapshotError:
+            os.close(file)
+            raise
+        except (OSError, ValueError) as error:
             os.close(file)
             raise SnapshotError(
-                f"{path / ARENA}: expected {num_bytes:,} bytes, got {size:,}. The file was cut, or belongs to another "
-                "buffer; load a snapshot."
-            )
-        return _map(file, num_bytes)
+                f"{path}: expected a file that can be mapped, got an error of the system ({error})."
+            ) from error
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -116,12 +148,11 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         SnapshotError: there is none, or its description is damaged.
     """
-    try:
-        card = unframe(path / CARD, _CARD_KIND)
-    except (FileNotFoundError, NotADirectoryError):
+    card = _read(path / CARD, _CARD_KIND)
+    if card is None:
         raise SnapshotError(
             f"{path}: expected the directory of a buffer with storage=Mmap(path), found no {CARD} in it."
-        ) from None
+        )
     if not isinstance(card, dict):
         raise SnapshotError(f"{path / CARD}: expected the description of a buffer, got another text.")
     return card
@@ -142,41 +173,48 @@ def repair(path: Path, memory: mmap.mmap, core: Core, history: int) -> tuple[Fou
         trusted, draws = _trusted(path, core, history)
         good, found = core.keep(trusted), Found.ZEROED
     if not good:
-        raise SnapshotError(
-            f"{path / ARENA}: expected what a buffer leaves behind, got contents that contradict each other. The file "
-            "is damaged; load a snapshot."
-        )
+        raise damaged(path)
     return found, draws
+
+
+def damaged(path: Path) -> SnapshotError:
+    """To be raised where the memory of a directory's buffer makes no sense."""
+    return SnapshotError(
+        f"{path / ARENA}: expected what a buffer leaves behind, got contents that contradict each other. The file is "
+        "damaged; load a snapshot."
+    )
 
 
 def _trusted(path: Path, core: Core, history: int) -> tuple[NDArray[np.uint64], int]:
     """Transitions that are whole after a power loss: [lanes, 2], begin and head of each; and the batches drawn."""
-    try:
-        synced = unframe(path / SYNCED, _SYNCED_KIND)
-    except FileNotFoundError:
+    synced = _read(path / SYNCED, _SYNCED_KIND)
+    if synced is None or len(synced["lanes"]) != core.num_lanes:
         raise SnapshotError(
             f"{path / ARENA}: expected a buffer that was closed, or synced before the machine went down, got neither. "
             "Any part of it may be lost; load a snapshot. Mmap(path, sync=N) bounds what can be lost."
-        ) from None
+        )
     rows = core.layout()["rows"]
     trusted = np.zeros((core.num_lanes, 2), np.uint64)
     for lane, (begin, head, going, _) in enumerate(synced["lanes"]):
-        # Whatever was pushed since may have overwritten the oldest rows, and what follows the newest transition.
+        # The transition that an episode went on from changes when it ends; of those before it nothing does.
         settled = head - going
+        # Time t is written to row t, and what follows it to row t + 1; rows come again after so many times. The last
+        # time since was below head + further. The oldest transition needs the frames before it.
         intact = head + synced["further"] + 1 - rows + history
         trusted[lane] = min(settled, max(begin, intact)), settled
     return trusted, int(synced["draws"])
 
 
 class Synced:
-    """A core whose file is written out again and again: no more than `every` transitions of a lane are pushed between.
+    """A core whose file is written out again and again: no more than `every` transitions of a lane are at stake.
 
     Stands in for the core where transitions are appended.
     """
 
     def __init__(self, core: Core, path: Path, every: int, draws: Callable[[], int]) -> None:
-        self._core, self._path, self._every, self._draws = core, path, every, draws
-        self._room = 0  # transitions of a lane until the next sync
+        self._core, self._path, self._draws = core, path.absolute(), draws
+        self._further = every - 1  # besides those, the newest transition of an episode that goes on is at stake
+        self._room = 0  # transitions that a lane may get until the next time
         self._lock = Lock()
 
     def append_one(self, lane: int, *values: Any) -> int | None:
@@ -194,39 +232,72 @@ class Synced:
     def clear(self) -> None:
         """See `Core.clear`."""
         with self._lock:
+            lanes = np.zeros((self._core.num_lanes, 4), np.uint64)
+            self._core.lanes(lanes, False)
+            lanes[:, 0], lanes[:, 2] = lanes[:, 1], 0
+            self._write(lanes, 0, self._draws())  # nothing is to be trusted once rows are being forgotten
+            self._room = 0
             self._core.clear()
-            self._sync(self._every)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def _make_room(self, count: int) -> None:
-        if self._room < count:
-            self._sync(max(self._every, count))
-        self._room -= count
+    def write_out(self, further: int = 0) -> None:
+        """Writes everything out; then `further` more transitions of a lane may come, or as many as usual.
 
-    def _sync(self, further: int) -> None:
+        Raises:
+            SnapshotError: the disk failed.
+        """
         lanes = np.zeros((self._core.num_lanes, 4), np.uint64)
         draws = self._draws()
-        self._core.sync(lanes)
-        content = {"lanes": lanes.tolist(), "further": further, "draws": draws}
-        disk.replace(self._path, SYNCED, frame(_SYNCED_KIND, content))
+        try:
+            self._core.sync(lanes)
+        except OSError as error:
+            raise SnapshotError(
+                f"{self._path / ARENA}: expected to be written out, got an error of the disk ({error.strerror}). "
+                "Nothing was pushed."
+            ) from error
+        further = max(further, self._further)
+        self._write(lanes, further, draws)
         self._room = further
 
+    def _make_room(self, count: int) -> None:
+        if self._room < count:
+            self.write_out(count)
+        self._room -= count
 
-def close_at_end(core: Core, memory: mmap.mmap) -> None:
+    def _write(self, lanes: NDArray[np.uint64], further: int, draws: int) -> None:
+        content = {"lanes": lanes.tolist(), "further": further, "draws": draws}
+        disk.replace(self._path, SYNCED, frame(_SYNCED_KIND, content))
+
+
+def open_until_end(core: Core, memory: mmap.mmap) -> None:
     """Marks the file as open now, and as closed, all of it on the disk, when the core is gone or the process ends."""
     write_seal(memory, clean=False, boot=this_boot())
-    weakref.finalize(core, _close, memory, os.getpid())
+    memory.flush(0, mmap.PAGESIZE)  # or a power loss would find it closed, and any part of it lost
+    weakref.finalize(core, _close, weakref.ref(core), memory, os.getpid())
 
 
-def _close(memory: mmap.mmap, process: int) -> None:
+def forget_synced(path: Path) -> None:
+    """Whatever was synced will be overwritten without a word."""
+    disk.remove(path / SYNCED)
+    disk.sync_directory(path)
+
+
+def _close(reference: weakref.ref[Core], memory: mmap.mmap, process: int) -> None:
     if os.getpid() != process:
         return  # a child of a fork ends; the buffer is its parent's
-    with contextlib.suppress(OSError, ValueError):
-        memory.flush()
-        write_seal(memory, clean=True, boot=this_boot())
-        memory.flush(0, mmap.PAGESIZE)
+    core = reference()
+    if core is not None:
+        core.hold()  # the process ends, and threads of it may be drawing yet
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            memory.flush()
+            write_seal(memory, clean=True, boot=this_boot())
+            memory.flush(0, mmap.PAGESIZE)
+    finally:
+        if core is not None:
+            core.release()
 
 
 def this_boot() -> int:
@@ -236,6 +307,29 @@ def this_boot() -> int:
     except OSError:
         return 0  # not Linux: every crash is taken for one of the process
     return zlib.crc32(text) + 1
+
+
+def _refuse_another(path: Path) -> None:
+    if os.path.lexists(path / CARD):
+        raise ConfigError(
+            f"Mmap: expected a new directory, {path} holds a buffer. Open it with relive.attach, or remove it."
+        )
+
+
+def _read(path: Path, kind: str) -> Any:
+    """What a file says, None if there is none.
+
+    Raises:
+        SnapshotError: it is damaged, or cannot be read.
+    """
+    try:
+        return unframe(path, kind)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except SnapshotError:
+        raise
+    except OSError as error:
+        raise SnapshotError(f"{path}: expected a {kind}, got an error of the system ({error.strerror}).") from None
 
 
 def _claim(path: Path, flags: int) -> int:
