@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from relive.study.aggregate import interval, iqm
 
@@ -37,14 +37,15 @@ def draw(env: str, cells: Sequence[Cell], behaviour: Mapping[str, float], out: P
             if cell.dataset in (name, ""):
                 _draw_curve(axes, cell, begin)
         axes.axhline(behaviour[name], color="#000000", linewidth=1, linestyle=(0, (4, 3)), label="behaviour", zorder=1)
-        axes.axvline(begin, color="#999999", linewidth=1, linestyle=":", zorder=1)
+        axes.axvline(begin, color="#999999", linewidth=1, linestyle=":", label="begins to act", zorder=1)
         axes.set_title(f"{name} data", loc="left", fontweight="bold")
         if number % columns == 0:
             axes.set_ylabel("return of an episode")
         if number + columns >= len(behaviour):
             axes.set_xlabel("updates from data alone, then steps online")
             axes.xaxis.set_tick_params(labelbottom=True)
-        axes.set_xlim(0, cells[0].places[-1])
+        axes.set_xlim(0, 1.03 * cells[0].places[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
