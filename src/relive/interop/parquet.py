@@ -62,9 +62,10 @@ def _table(path: Path) -> Table:
 
     def chunks(names: Sequence[str], rows: int) -> Iterator[Chunk]:
         with _naming(path, ", ".join(names)), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(rows, columns=list(names)):
-                if batch.num_rows:
-                    yield {name: _values(pa, batch[name], columns[name], path, name) for name in names}
+            for group in range(file.num_row_groups):  # read one after another: an iterator over all keeps them all
+                for batch in file.iter_batches(rows, row_groups=[group], columns=list(names)):
+                    if batch.num_rows:
+                        yield {name: _values(pa, batch[name], columns[name], path, name) for name in names}
 
     lengths = dict.fromkeys(columns, num_rows)
     return Table(path, "parquet", columns, lengths, chunks, about, unreadable)
@@ -77,7 +78,7 @@ def _field(pa: Any, kind: Any, wanted: Field | None) -> Field | None:
         shape, kind = (*shape, kind.list_size), kind.value_type
     if wanted is not None and pa.types.is_fixed_size_binary(kind):
         whole = kind.byte_width == wanted.itemdtype.itemsize * math.prod(wanted.shape)
-        return wanted if whole and _arrow_type(pa, wanted.itemdtype) is None else None
+        return wanted if whole and _is_bytes(pa, wanted) else None
     try:
         dtype = np.dtype(kind.to_pandas_dtype())
     except (NotImplementedError, TypeError):
@@ -177,11 +178,17 @@ def _arrow_type(pa: Any, dtype: np.dtype[Any]) -> Any:
     return pa.from_numpy_dtype(dtype)
 
 
+def _is_bytes(pa: Any, field: Field) -> bool:
+    """Whether a field is stored as its bytes: what Arrow has no type for, and images (in lists 4 B a pixel)."""
+    image = field.itemdtype.itemsize == 1 and len(field.shape) > 1
+    return image or _arrow_type(pa, field.itemdtype) is None
+
+
 def _column_type(pa: Any, field: Field) -> Any:
     size = math.prod(field.shape)
-    kind = _arrow_type(pa, field.itemdtype)
-    if kind is None:  # complex numbers, strings, dates: their bytes
+    if _is_bytes(pa, field):
         return pa.binary(field.itemdtype.itemsize * size)
+    kind = _arrow_type(pa, field.itemdtype)
     return pa.list_(pa.field("element", kind, nullable=False), size) if field.shape else kind
 
 
