@@ -121,8 +121,13 @@ class Segment {
   // After the last `copy_in`: the oldest live transition. False if that cannot be.
   bool end_lane(uint64_t lane, uint64_t begin) {
     LaneHeader& state = arena_.lane(lane);
-    const uint64_t live = state.head - begin;
-    if (begin > state.head || live > layout_.spec.lane_capacity || (state.open && live == 0)) return false;
+    const uint64_t first = state.begin, live = state.head - begin;
+    if (begin < first || begin > state.head || live > layout_.spec.lane_capacity || (state.open && live == 0))
+      return false;
+    if (live > 0) {  // the frames before the oldest one are there
+      const Words& oldest = arena_.words(arena_.anchor(lane, state, begin).row);
+      if (begin - first < std::min<uint64_t>(position(oldest), layout_.spec.history)) return false;
+    }
     if (live > 0 && (arena_.words(arena_.anchor(lane, state, state.head - 1).row).final == 0) != (state.open == 1))
       return false;
     state.begin = begin;

@@ -43,7 +43,7 @@ class SelectorState {
     SelectorHeader& now = it_.header();
     now.seed = header.seed;
     now.draws = header.draws;
-    if (!(header.largest >= 0) || !std::isfinite(header.largest)) return false;
+    if (!(header.largest >= 0 && header.largest <= largest())) return false;
     now.largest = header.largest;
     now.changes = header.changes;
     if (!put_epochs(header, epochs)) {
@@ -171,10 +171,13 @@ class SelectorState {
     uint64_t i = 0;
     each_live([&](uint64_t, uint64_t, uint64_t) {
       const double mass = from.masses[i++];
-      valid =
-          valid && (std::isnan(mass) || mass == kNoAnchor || (mass >= 0 && mass <= std::numeric_limits<double>::max()));
+      valid = valid && (std::isnan(mass) || mass == kNoAnchor || (mass >= 0 && mass <= largest()));
     });
     return valid;
+  }
+  // What a mass can be. Sums of smaller ones are finite.
+  double largest() const {
+    return it_.spec_.draw == Draw::kRanked ? std::numeric_limits<double>::max() : Selector::kLargestPriority;
   }
 
   bool put_values(const SelectorValues& from, uint64_t heap_changes) {
@@ -204,7 +207,9 @@ class SelectorState {
     if (heap && from.places) valid = valid && heap->restore(entries, heap_changes);
     if (it_.spec_.max_uses)
       each_live([&](uint64_t, uint64_t, uint64_t row) {
-        if (it_.mass(row) > 0) it_.header().uses_left += it_.spec_.max_uses - it_.uses(row);
+        if (!(it_.mass(row) > 0)) return;
+        valid = valid && it_.uses(row) < it_.spec_.max_uses;  // else it would be drawn for ever, and never given out
+        it_.header().uses_left += it_.spec_.max_uses - it_.uses(row);
       });
     return valid && (!tree || std::isfinite(it_.total()));
   }

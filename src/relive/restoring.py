@@ -26,7 +26,13 @@ class Restorer:
     def __init__(self, directory: Path, manifest: Manifest, core: Core, schema: Schema) -> None:
         self._directory, self._manifest, self._core = directory, manifest, core
         self._parts = parts_of(core, schema)
-        self._strips = self._parts.allocate(self._parts.chunk)
+        try:
+            self._strips = self._parts.allocate(self._parts.chunk)
+        except (MemoryError, ValueError) as error:
+            raise SnapshotError(
+                f"{directory / MANIFEST}: expected transitions that fit in memory, got {self._parts.row_bytes:,} bytes "
+                "for one. Load another copy."
+            ) from error
         history = core.layout()["rows"] - 1 - manifest.buffer["capacity"] // core.num_lanes
         self._first = [max(first, begin - history) for begin, _, _, first in manifest.lanes]  # of each lane
 
@@ -53,6 +59,9 @@ class Restorer:
         """
         lanes = self._manifest.lanes
         if len(lanes) != self._core.num_lanes:
+            raise self._contradiction()
+        tail = () if self._manifest.tail is None else self._manifest.tail.runs
+        if sorted(lane for lane, _, _ in tail) != [lane for lane, (_, _, going, _) in enumerate(lanes) if going]:
             raise self._contradiction()
         depth = self._core.layout()["rows"] - 1
         times = list(self._first)  # of the next row of each lane

@@ -180,6 +180,9 @@ def _decode(content: dict[str, Any]) -> Manifest:
     lanes = tuple((int(begin), int(head), int(going), int(first)) for begin, head, going, first in content["lanes"])
     if any(not 0 <= first <= begin <= head < 2**62 or going not in (0, 1) for begin, head, going, first in lanes):
         raise ValueError("impossible lanes")
+    epochs = tuple((int(begin), int(head)) for begin, head in content["epochs"])
+    if any(not 0 <= begin <= head < 2**62 for begin, head in epochs):
+        raise ValueError("impossible epochs")
     number = int(content["number"])
     manifest = Manifest(
         str(content["identity"]),
@@ -187,7 +190,7 @@ def _decode(content: dict[str, Any]) -> Manifest:
         dict(content["buffer"]),
         lanes,
         dict(content["selector"]),
-        tuple((int(begin), int(head)) for begin, head in content["epochs"]),
+        epochs,
         tuple(map(Segment.from_dict, content["segments"])),
         None if content["tail"] is None else Segment.from_dict(content["tail"]),
         tuple(map(File.from_dict, content["values"])),
