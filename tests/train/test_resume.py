@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import relive
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, SnapshotError
-from relive.train import Result, resume, train
+from relive.train import Result, load_config, resume, train
 from relive.train import checkpoint as train_checkpoint
 from relive.train.checkpoint import Checkpoint, checkpoint_step, load_checkpoint, roll_back
 from relive.train.environments import make_training_envs
@@ -239,6 +239,25 @@ def test_metrics_and_tensorboard_tell_the_run_once(tmp_path: Path) -> None:
     shown = [(event.step, event.value) for event in board.Scalars("train/epsilon")]
     assert shown == list(zip(metrics["step"], np.float32(metrics["epsilon"]), strict=True))
     assert json.loads((run / "result.json").read_text())["seconds"] >= metrics["seconds"][-1]
+
+
+def test_tensorboard_has_the_rows_of_a_checkpoint_at_once(tmp_path: Path) -> None:
+    """Bug: PyTorch writes its events every two minutes: after a kill the rows before the checkpoint were gone."""
+    trainer = trainer_of(replace(TINY, checkpoint_every=100), tmp_path)
+    with RunLog(tmp_path) as log:
+        while trainer.state.step < 100:
+            trainer.advance(log)
+        board = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+        assert [event.step for event in board.Scalars("train/epsilon")] == list(range(2, 101, 2))
+
+
+def test_seconds_go_on_from_the_checkpoint_not_from_the_row_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: time between the last row and the checkpoint counted by nobody."""
+    monkeypatch.setattr("relive.train.loop.ROWS", 1)
+    run = killed_run(replace(TINY, eval_every=1000), tmp_path / "run", 250)
+    assert load_checkpoint(run, load_config(run)).loop["seconds"] > 0
 
 
 def trainer_of(config: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Trainer:
@@ -493,7 +512,7 @@ def test_checkpoints_change_the_run_and_only_they_do(tmp_path: Path) -> None:
     assert "`checkpoint`" in (tmp_path / "some" / "summary.md").read_text().split("## Files")[1]
 
 
-def test_the_proof_is_of_the_settings_of_the_run(tmp_path: Path) -> None:
+def test_the_proof_is_of_the_settings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a proof of a run so short that nothing is learned, evicted or evaluated in one of its halves."""
     config = replace(RUNS["prioritized, 4 environments"], learning_starts=1000, update_every=256, capacity=10_000)
     short = shorten(config, 400)
@@ -501,6 +520,8 @@ def test_the_proof_is_of_the_settings_of_the_run(tmp_path: Path) -> None:
     assert short.capacity == 400 and short.learning_starts <= 100 and short.update_every <= 50
     assert 0 < short.eval_every < 200
     assert replace(short, **{name: getattr(config, name) for name in vars(config) if name != "agent"}) == config
+    monkeypatch.setattr("relive.train.prove.PROBE_SECONDS", 0.2)
+    assert 64 <= shorten(config, None).steps <= 10_000
     with pytest.raises(ConfigError, match="steps: expected at least 8, two of every environment, got 6"):
         shorten(config, 6)
 

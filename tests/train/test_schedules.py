@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relive.dqn import TrainConfig
-from relive.train.schedules import beta_at, epsilon_at, updates_owed
+from relive.train.schedules import beta_at, epsilon_at, reset_seed, updates_owed
 
 
 def test_epsilon_falls_in_a_straight_line_and_stays() -> None:
@@ -58,3 +58,11 @@ def test_rounds_make_up_all_that_is_owed(ratio: float, every: int, starts: int, 
     assert 0 <= owed <= later
     behind = Fraction(str(ratio)) * max(0, step - starts) - owed
     assert 0 <= behind < Fraction(str(ratio)) * every + 1
+
+
+def test_every_reset_has_a_seed_of_its_own() -> None:
+    """Bug: the same episodes after every checkpoint, or in runs of different seeds; a seed Gymnasium does not take."""
+    seeds = [reset_seed(TrainConfig("E", seed=seed), step) for seed in range(20) for step in range(0, 5000, 100)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+    assert reset_seed(TrainConfig("E", seed=7), 0) == 7
