@@ -22,10 +22,39 @@ from relive.snapshot import FORMAT, MANIFEST
 NAN, INF = float("nan"), float("inf")
 EVIL: list[Any] = [
     *(-1, 0, 1, 2, 3, 7, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, 2**70, -(2**63)),
-    *(NAN, INF, -INF, 1.5, 1e308, None, True, "", "x", "../x", "/etc/passwd", "O", "|O", "V", "S0", "f4,O", "(3)", "\0"),
+    *(
+        NAN,
+        INF,
+        -INF,
+        1.5,
+        1e308,
+        None,
+        True,
+        "",
+        "x",
+        "../x",
+        "/etc/passwd",
+        "O",
+        "|O",
+        "V",
+        "S0",
+        "f4,O",
+        "(3)",
+        "\0",
+    ),
     *([], {}, [[]], [1], [[["a", "|O"]]], {"dict": {}}, {"tuple": []}, {"custom": "os.system"}),
 ]
-NAMES = ["", ".", "..", "../s/manifest.json", "/etc/passwd", "a\0b", "manifest.json", "000001-records.npy/..", "x" * 300]
+NAMES = [
+    "",
+    ".",
+    "..",
+    "../s/manifest.json",
+    "/etc/passwd",
+    "a\0b",
+    "manifest.json",
+    "000001-records.npy/..",
+    "x" * 300,
+]
 
 
 def forge(files: dict[str, bytes], content: Any) -> dict[str, bytes]:
