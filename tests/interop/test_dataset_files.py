@@ -187,14 +187,16 @@ class TestDamage:
 
 
 def large_source(blocks):
-    """20 MB to a block."""
+    """10 MB to a block, which cannot be compressed."""
     schema = relive.Schema(relive.Field("uint8", (84, 84)), relive.Field("int64"))
     flags = np.zeros(1400, np.bool_)
+    noise = np.random.default_rng(0).integers(0, 256, (1401, 84, 84), np.uint8)
 
     def read():
         for number in range(blocks):
-            frames = np.full((1400, 84, 84), number, np.uint8)
-            yield interop.Block(frames, np.zeros(1400, np.int64), np.zeros(1400, np.float32), flags, flags, frames)
+            frames = noise + np.uint8(number)
+            scalars = np.zeros(1400, np.int64), np.zeros(1400, np.float32), flags, flags
+            yield interop.Block(frames[:-1], *scalars, frames[1:])
 
     return interop.Source(schema, 1400 * blocks, 1, "test", None, (), read)
 
