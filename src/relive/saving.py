@@ -332,7 +332,7 @@ def claimed(
             with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
                 if os.path.lexists(directory / MANIFEST):
                     # Which of them is there after a loss of power, nobody knows.
-                    drop_others(directory, read_manifest(directory), there, *known.get(directory.resolve(), ()))
+                    drop_others(directory, read_manifest(directory), there)
                 else:
                     drop_others(directory)
             raise

@@ -117,6 +117,8 @@ def _record(fields: list[tuple[str, np.dtype[Any], tuple[int, ...], int]], size:
     """A structured dtype; two fields of one name (a dict's key may have a dot in it) are told apart by their place."""
     names = [name for name, *_ in fields]
     unique = [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
+    while len(set(unique)) < len(unique):  # a key may look like that, too
+        unique = [f"{name}#{i}" for i, name in enumerate(unique)]
     return np.dtype(
         {
             "names": unique,
