@@ -375,3 +375,17 @@ def test_an_interrupted_run_says_how_to_resume_it_and_can_be(tmp_path: Path) -> 
     assert (np.diff(metrics["step"]) > 0).all()
     assert metrics["step"][0] < 100
     assert metrics["step"][-1] >= 3000
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]])
+def test_nobody_reads_to_the_end(args: list[str]) -> None:
+    """As under `| head`: no traceback, whoever has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "relive", *args], stdout=write, stderr=subprocess.PIPE, text=True, timeout=100
+        )
+    finally:
+        os.close(write)
+    assert ended.stderr == ""

@@ -37,7 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         128 + number where a signal ended it.
     """
     _make_writable()
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has gone: be quiet about it, as `| head` expects, also at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if args else USAGE
@@ -75,8 +85,7 @@ def _run(command: str, args: list[str]) -> int:
     except ReplayError as error:
         return _refuse(name, str(error))
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone: be quiet about it, as `| head` expects
-        return USAGE
+        raise
     except OSError as error:
         return _refuse(name, f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except KeyboardInterrupt:
