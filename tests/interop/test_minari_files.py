@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -279,3 +281,23 @@ def test_with_minari_itself(tmp_path):
     episodes = list(minari.MinariDataset(tmp_path / "out").iterate_episodes())
     assert [len(found.rewards) for found in episodes] == [4, 2]
     assert (np.concatenate([found.rewards for found in episodes]) == everything(source)["reward"]).all()
+
+
+def test_memory_does_not_grow_with_the_number_of_episodes(tmp_path):
+    """Until a file is closed HDF5 keeps tens of kilobytes of every episode that was looked at."""
+    buffer = relive.ReplayBuffer(1_200, relive.Schema(relive.Field("float32", (2,)), relive.Field("int64")), seed=0)
+    obs = np.arange(2_402, dtype=np.float32).reshape(-1, 2)
+    buffer.extend(obs[:-1], np.zeros(1_200, np.int64), np.zeros(1_200), np.ones(1_200, np.bool_), obs[1:])
+    interop.write(interop.of_buffer(buffer), tmp_path / "many")
+    code = (
+        "import sys; from relive import interop\n"
+        "def size(): return int(next(l for l in open('/proc/self/status') if l.startswith('VmRSS')).split()[1])\n"
+        "blocks = interop.open(sys.argv[1]).blocks()\n"
+        "for _ in range(100): next(blocks)\n"
+        "before = size()\n"
+        "print(sum(len(block.reward) for block in blocks), size() - before)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code, tmp_path / "many"], capture_output=True, text=True, check=True)
+    rows, grown = map(int, said.stdout.split())
+    assert rows == 1_100
+    assert grown < 25_000  # kB; 42,000 in a file that stays open

@@ -23,6 +23,8 @@ from relive.interop.source import Block, Source
 from relive.interop.spaces import bounded
 from relive.schema import RESERVED, Field, Schema, Tree
 
+_AT_ONCE = 256  # episodes
+
 
 @dataclass
 class _Found:
@@ -65,13 +67,11 @@ def open_minari(path: Path) -> Source:
     spaces = {name: _space(metadata, path, f"{name[:-1]}_space") for name in ("observations", "actions")}
     found = _Found(path)
     if total or ours is None:
-        with reading(file) as data:
-            for number in range(total):
-                group = _episode(data, file, number)
-                if ours is None:
-                    _look(found, file, number, group, spaces)
-                else:
-                    _count(found, file, number, group)
+        for number, group in _episodes(file, total):
+            if ours is None:
+                _look(found, file, number, group, spaces)
+            else:
+                _count(found, file, number, group)
     if ours is not None:
         schema, notes = ours.schema, list[str]()
         if any(not 0 <= lane < schema.lanes for lane in found.lanes):
@@ -104,11 +104,10 @@ class _Reader:
         rows = rows_at_once(self.schema)
         if not self.found.steps:
             return
-        with reading(self.file) as data:
-            for number, (steps, lane) in enumerate(zip(self.found.steps, self.found.lanes, strict=True)):
-                group = _episode(data, self.file, number)
-                for start, stop in spans(steps, rows):
-                    yield block_of(self.schema, self._rows(group, number, start, stop, steps), lane)
+        for number, group in _episodes(self.file, len(self.found.steps)):
+            steps, lane = self.found.steps[number], self.found.lanes[number]
+            for start, stop in spans(steps, rows):
+                yield block_of(self.schema, self._rows(group, number, start, stop, steps), lane)
 
     def _rows(self, group: Any, number: int, start: int, stop: int, steps: int) -> Rows:
         def take(name: str, wanted: Field | None, first: int, last: int, length: int) -> NDArray[Any]:
@@ -156,6 +155,17 @@ class _Reader:
 
 def _say(node: Any) -> str:
     return f"{node.dtype} {node.shape}" if is_dataset(node) else "a group"
+
+
+def _episodes(file: Path, total: int) -> Iterator[tuple[int, Any]]:
+    """Every episode, opened.
+
+    Until a file is closed HDF5 keeps some 40 KB of every episode that was looked at: it is closed now and then.
+    """
+    for begin in range(0, total, _AT_ONCE):
+        with reading(file) as data:
+            for number in range(begin, min(begin + _AT_ONCE, total)):
+                yield number, _episode(data, file, number)
 
 
 def _episode(data: Any, file: Path, number: int) -> Any:
