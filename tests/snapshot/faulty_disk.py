@@ -170,8 +170,8 @@ class Disk:
 
     def _rename(self, name: str, to: str) -> None:
         inode = self.names.pop(name)
-        self.names[os.path.basename(to)] = inode
-        self.pending.append(("rename", name, (os.path.basename(to), inode)))
+        self.names[Path(to).name] = inode
+        self.pending.append(("rename", name, (Path(to).name, inode)))
 
     def _unlink(self, name: str) -> None:
         self.pending.append(("unlink", name, self.names.pop(name)))
@@ -181,8 +181,7 @@ class Disk:
         found: list[dict[str, bytes] | None] = []
         for names, data in itertools.product(("none", "all", "changes", "removals"), ("safe", "now", "torn", "zeros")):
             found.append(self._one(names, data, rng))
-        for _ in range(wild):
-            found.append(self._one("some", "some", rng))
+        found += [self._one("some", "some", rng) for _ in range(wild)]
         if not self.there:
             found.append(None)
         return found

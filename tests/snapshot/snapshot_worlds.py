@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,14 +217,14 @@ def digest(buffer: relive.ReplayBuffer) -> str:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a directory."""
-    return {name: (directory / name).read_bytes() for name in sorted(os.listdir(directory))}
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 def write(directory: Path, files: dict[str, bytes]) -> None:
     """Makes a directory hold these files and nothing else."""
     directory.mkdir(exist_ok=True, parents=True)
-    for name in os.listdir(directory):
-        if name not in files:
-            (directory / name).unlink()
+    for path in directory.iterdir():
+        if path.name not in files:
+            path.unlink()
     for name, data in files.items():
         (directory / name).write_bytes(data)

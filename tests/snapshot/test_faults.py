@@ -106,7 +106,7 @@ def found(directory: Path) -> str | None:
 def assert_tidy(directory: Path) -> None:
     """No file but those that count."""
     named = {file.name for file in read_manifest(directory).files} | {MANIFEST}
-    assert set(os.listdir(directory)) <= {*named, f"{MANIFEST}.new"}
+    assert {path.name for path in directory.iterdir()} <= {*named, f"{MANIFEST}.new"}
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +197,7 @@ def test_refused_at_every_call(fault: int, forever: bool, names: tuple[str, ...]
     ],
 )
 def test_power_loss_after_every_call(name: str, names: tuple[str, ...], wild: int, tmp_path: Path) -> None:
-    """Would catch: an fsync that is missing, of a file, of its directory or of that one's; a rename that comes early."""
+    """Would catch: a missing fsync, of a file, its directory or that one's parent; an early rename."""
     directory, after = tmp_path / "s", tmp_path / "after"
     rng = np.random.default_rng(5)
     tried = 0

@@ -155,7 +155,7 @@ def saved(name: str, directory: Path) -> dict[str, bytes]:
 def test_every_value_of_the_manifest_forged(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch: a number that is believed, another exception, a place outside of the directory, a huge allocation."""
+    """Would catch: a number that is believed, another exception, a place outside, a huge allocation."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
     files = saved(name, tmp_path / "s")
     content = content_of(files)
@@ -240,7 +240,7 @@ def with_file(files: dict[str, bytes], name: str, data: bytes) -> dict[str, byte
     ],
 )
 def test_forged_values(kind: str, part: str, dtype: str, values: list[float], loads: bool, tmp_path: Path) -> None:
-    """Would catch: priorities that are no numbers or too large, places that are no permutation, more uses than allowed."""
+    """Would catch: priorities that are no numbers or too large, places that are no permutation, too many uses."""
     files = saved(kind, tmp_path / "s")
     name, head, data = array_of(files, part)
     for value in values:

@@ -1,4 +1,4 @@
-"""A process that saves in a loop is killed at random instants: what is loaded is its last save, or the one under way."""
+"""A process that saves in a loop is killed at random instants: what is loaded is its last save, or the one begun."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def lives(kind: str, directory: Path, count: int, seconds: float) -> tuple[int, 
             world.check(loaded)
             known = digest(loaded)
             named = {file.name for file in read_manifest(directory).files}
-            others = set(os.listdir(directory)) - named - {MANIFEST, f"{MANIFEST}.new"}
+            others = {path.name for path in directory.iterdir()} - named - {MANIFEST, f"{MANIFEST}.new"}
             assert len(others) < 90, "what killed saves leave does not pile up"
             if life % 10 == 0:
                 times = relive.snapshot.read_note(directory)
                 world.drive(loaded, times, rng, 3)
                 world.save(loaded, directory, times)
-                assert set(os.listdir(directory)) <= {
+                assert {path.name for path in directory.iterdir()} <= {
                     *{file.name for file in read_manifest(directory).files},
                     *(MANIFEST, f"{MANIFEST}.new"),
                 }
