@@ -241,16 +241,6 @@ def test_metrics_and_tensorboard_tell_the_run_once(tmp_path: Path) -> None:
     assert json.loads((run / "result.json").read_text())["seconds"] >= metrics["seconds"][-1]
 
 
-def test_tensorboard_has_the_rows_of_a_checkpoint_at_once(tmp_path: Path) -> None:
-    """Bug: PyTorch writes its events every two minutes: after a kill the rows before the checkpoint were gone."""
-    trainer = trainer_of(replace(TINY, checkpoint_every=100), tmp_path)
-    with RunLog(tmp_path) as log:
-        while trainer.state.step < 100:
-            trainer.advance(log)
-        board = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in board.Scalars("train/epsilon")] == list(range(2, 101, 2))
-
-
 def test_seconds_go_on_from_the_checkpoint_not_from_the_row_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ class RunLog:
         self._board = SummaryWriter(str(run_dir), purge_step=None if step is None else step + 1)
 
     def text(self) -> str:
-        """All of metrics.csv. TensorBoard's file, which PyTorch writes now and then, is brought up to the same row."""
+        """All of metrics.csv. TensorBoard's file, which a thread of PyTorch's writes, is brought up to the same row."""
         self._board.flush()
         self._file.flush()
         self._file.seek(0)
