@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from snapshot_worlds import WORLDS, digest
 
 import relive
+from relive.snapshot import read_manifest
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -29,3 +32,24 @@ def test_every_save_is_read_back(name: str, tmp_path: Path) -> None:
             buffer = loaded
         if step == 8:
             buffer.clear()
+
+
+@pytest.mark.parametrize("name", ["plain", "stacked", "columns"])
+def test_small_segments_become_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: rows lost or doubled where segments are written anew as one; a directory that grows for ever."""
+    monkeypatch.setattr("relive.saving.SEGMENTS", 4)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    world, rng = WORLDS[name], np.random.default_rng(2)
+    buffer, times = world.make(capacity=60 * world.lanes), [0] * world.lanes
+    numbers = []
+    for save in range(60):
+        world.drive(buffer, times, rng, 1 + save % 3)
+        world.save(buffer, tmp_path, times)
+        loaded = relive.load(tmp_path)
+        assert digest(loaded) == digest(buffer), f"save {save}"
+        world.check(loaded)
+        numbers.append(len(read_manifest(tmp_path).segments))
+        if save % 7 == 6:
+            buffer = loaded
+    assert max(numbers) <= 12
+    assert any(after < before for before, after in pairwise(numbers)), "none was absorbed"
