@@ -299,9 +299,36 @@ def test_rows_that_contradict(tmp_path: Path) -> None:
         put(content, ("segments", 0, "runs"), content["segments"][0]["runs"][::-1]),
         put(content, ("tail",), content["segments"][0]),
         put(content, ("epochs",), []),
+        put(content, ("number",), 1),  # the next save would write over files that count
     ]
     for number, change in enumerate(forged):
         write(tmp_path / "d", forge(files, change))
         with pytest.raises(relive.SnapshotError):
             relive.load(tmp_path / "d")
             pytest.fail(f"number {number} was loaded")
+
+
+def test_files_outside_of_the_directory(tmp_path: Path) -> None:
+    """Would catch: a name that leads elsewhere, though what is there has the right bytes; a raw ValueError."""
+    files = saved("plain", tmp_path / "s")
+    content = content_of(files)
+    good = content["segments"][0]["files"][0]["name"]
+    write(tmp_path / "d", files)
+    (tmp_path / "d" / "copy.npy").write_bytes(files[good])
+    for name in [f"../s/{good}", str(tmp_path / "s" / good), f"./{good}", "copy.npy", f"{good}\0", *NAMES]:
+        forged = put(content, ("segments", 0, "files", 0, "name"), name)
+        (tmp_path / "d" / MANIFEST).write_bytes(forge({}, forged)[MANIFEST])
+        for read in (relive.load, relive.snapshot.verify):
+            with pytest.raises(relive.SnapshotError, match="impossible file"):
+                read(tmp_path / "d")
+
+
+def test_files_that_hold_more(tmp_path: Path) -> None:
+    """Would catch: bytes behind the last entry, with the right checksum, that nobody looks at."""
+    files = saved("max_uses", tmp_path / "s")
+    for part in ("records", "finals", "masses", "uses"):
+        name, _, data = array_of(files, part)
+        for more in (b"\0", bytes(data[-64:])):
+            write(tmp_path / "d", with_file(files, name, bytes(data) + more))
+            with pytest.raises(relive.SnapshotError, match="expected no more entries"):
+                relive.load(tmp_path / "d")
