@@ -48,7 +48,8 @@ struct Copy {
   std::vector<std::unique_ptr<Piece>> opens;  // of each lane: the observation that follows, if its episode goes on
 };
 
-Copy copy_of(const Buffer& buffer, std::mt19937& random) {
+// `with_history` false: without the frames before the oldest transition.
+Copy copy_of(const Buffer& buffer, std::mt19937& random, bool with_history = true) {
   const Segment segment(buffer.arena);
   const Layout& layout = buffer.layout;
   Copy copy;
@@ -57,7 +58,7 @@ Copy copy_of(const Buffer& buffer, std::mt19937& random) {
     const LaneHeader& state = buffer.arena.lane(lane);
     copy.begin.push_back(state.begin);
     copy.head.push_back(state.head);
-    copy.first.push_back(segment.first_needed(lane));
+    copy.first.push_back(with_history ? segment.first_needed(lane) : state.begin);
     CHECK(copy.first[lane] <= state.begin && segment.holds(lane, copy.first[lane]));
     for (uint64_t time = copy.first[lane]; time < state.head;) {
       uint64_t end = std::min(state.head, time + 1 + random() % 4);
@@ -186,16 +187,21 @@ void ends_that_cannot_be() {
   CHECK(!change([](Copy& copy) { --copy.begin[0]; }));
   CHECK(!change([](Copy& copy) { copy.begin[0] = copy.head[0]; }));  // nothing, and yet it goes on
   CHECK(!change([](Copy& copy) { copy.runs[0].after.finals += 1; }));
-  CHECK(!change([&](Copy& copy) {  // the frames before the oldest one are missing
-    while (copy.first[0] < copy.begin[0]) {
-      Run& run = copy.runs.front();
-      copy.first[0] = run.end;
-      copy.begin[0] = std::max(copy.begin[0], run.end);
-      copy.runs.erase(copy.runs.begin());
-    }
-    const Words& words =
-        *reinterpret_cast<const Words*>(copy.runs[0].piece->records.data() + buffer.layout.words_offset);
-    if (position(words) == 0) copy.begin[0] = copy.head[0] + 1;  // then nothing is
+  const auto word = [&](Run& run, uint64_t row, uint64_t at) {
+    char* record = run.piece->records.data() + row * buffer.layout.record_bytes;
+    return reinterpret_cast<uint32_t*>(record + buffer.layout.words_offset + at);
+  };
+  CHECK(
+      !change([&](Copy& copy) { copy = copy_of(buffer, random, false); }));  // the frames before the oldest are missing
+  CHECK(!change([&](Copy& copy) { *word(copy.runs[1], 0, 4) += 1; }));       // not the position that follows
+  CHECK(!change([&](Copy& copy) {                                            // another number than the next one
+    for (Run& run : copy.runs)
+      for (uint64_t row = 0; row < run.end - run.begin; ++row)
+        if (uint32_t* final = word(run, row, 8); *final != 0) {
+          *final += 1;
+          return;
+        }
+    copy.begin[0] = copy.head[0] + 1;  // there is none
   }));
 }
 
