@@ -194,7 +194,7 @@ class Core {
     const auto* range = static_cast<const uint64_t*>(array_data(trusted, 2 * layout_.spec.lanes * sizeof(uint64_t)));
     bool good = true;
     without_gil([&] {
-      Recovery recovery(arena_);
+      Recovery recovery(arena_, true);
       for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
         good = good && recovery.keep(lane, range[2 * lane], range[2 * lane + 1]);
       recovery.count();

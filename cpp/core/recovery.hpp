@@ -10,7 +10,9 @@ namespace relive {
 
 class Recovery {
  public:
-  explicit Recovery(const Arena& arena) : arena_(arena), layout_(arena.layout()) {}
+  // `any_row`: what was appended after the head that is to be kept may be anywhere.
+  explicit Recovery(const Arena& arena, bool any_row = false)
+      : arena_(arena), layout_(arena.layout()), any_row_(any_row) {}
 
   // After the death of a process. An append publishes a transition by its last store and evicts the oldest before it
   // writes, so that all that is between begin and head is whole. O(rows used). False if this is no arena left by one.
@@ -64,7 +66,9 @@ class Recovery {
   static constexpr uint64_t kMaxTime = 1ull << 62;  // sums of times and rows are far from the end of their numbers
 
   // Rows that an append can have touched: the others, and their pages, are left alone.
-  uint64_t num_used(uint64_t lane) const { return std::min(layout_.rows, arena_.lane(lane).head + 2); }
+  uint64_t num_used(uint64_t lane) const {
+    return any_row_ ? layout_.rows : std::min(layout_.rows, arena_.lane(lane).head + 2);
+  }
 
   void forget(uint64_t row) {
     Words& words = arena_.words(row);
@@ -95,6 +99,7 @@ class Recovery {
 
   Arena arena_;
   const Layout& layout_;
+  bool any_row_;
 };
 
 }  // namespace relive
