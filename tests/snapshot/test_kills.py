@@ -112,7 +112,7 @@ def lives(kind: str, directory: Path, count: int, seconds: float) -> tuple[int, 
 
 def test_killed_at_random_instants(tmp_path: Path) -> None:
     """Would catch: a snapshot that names a file that is not whole yet."""
-    killed, inside, saves = lives("max_uses", tmp_path / "s", 300, 20)
+    killed, inside, saves = lives("max_uses", tmp_path / "s", 300, 15)
     print(f"{killed} kills, {inside} of them in a save; {saves} saves")
     assert killed >= 20
     assert inside >= killed // 20
