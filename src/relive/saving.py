@@ -153,7 +153,11 @@ class Saver:
         )
         if len(segments) < SEGMENTS or rows == 0:
             return
-        while segments and segments[-1].extent[0] <= max(rows, 1) and rows + segments[-1].extent[0] <= self._largest:
+        # Those no larger than what is new: each transition is written anew a few times in its life. Far too many, and the
+        # last goes whatever its size.
+        while segments and rows + segments[-1].extent[0] <= self._largest:
+            if segments[-1].extent[0] > rows and len(segments) < 2 * SEGMENTS:
+                break
             segment = segments.pop()
             rows += segment.extent[0]
             for lane, begin, _ in segment.runs:

@@ -53,3 +53,16 @@ def test_small_segments_become_one(name: str, tmp_path: Path, monkeypatch: pytes
             buffer = loaded
     assert max(numbers) <= 12
     assert any(after < before for before, after in pairwise(numbers)), "none was absorbed"
+
+
+def test_segments_that_become_ever_smaller_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: only segments no larger than what is new taken back, which is none of these."""
+    monkeypatch.setattr("relive.saving.SEGMENTS", 4)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    world, rng = WORLDS["plain"], np.random.default_rng(3)
+    buffer, times = world.make(capacity=2_000 * world.lanes), [0] * world.lanes
+    for count in range(40, 0, -1):
+        world.drive(buffer, times, rng, count)
+        world.save(buffer, tmp_path, times)
+        assert len(read_manifest(tmp_path).segments) <= 8
+    assert digest(relive.load(tmp_path)) == digest(buffer)
