@@ -153,8 +153,8 @@ class Saver:
         )
         if len(segments) < SEGMENTS or rows == 0:
             return
-        # Those no larger than what is new: each transition is written anew a few times in its life. Far too many, and the
-        # last goes whatever its size.
+        # Those no larger than what is new: each transition is written anew a few times in its life. Where there are far
+        # too many, the last one whatever its size.
         while segments and rows + segments[-1].extent[0] <= self._largest:
             if segments[-1].extent[0] > rows and len(segments) < 2 * SEGMENTS:
                 break
