@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,8 @@ class _Writing:
         self.written = 0
         self._worker = ThreadPoolExecutor(1)
         self._syncing = ThreadPoolExecutor(8)
-        self._files: list[packing.Output] = []  # not on the disk yet
+        self._files: list[packing.Output] = []  # still being written, or not on their way to the disk
+        self._coming: list[Future[None]] = []  # on their way
 
     def __enter__(self) -> _Writing:
         return self
@@ -224,15 +225,17 @@ class _Writing:
             file.close()
 
     def ended(self) -> None:
-        """No file is being written: where there are many, see to it that they are on the disk."""
-        if len(self._files) >= OPEN:
+        """No file is being written: those that were go to the disk, while the next ones are."""
+        files, self._files = self._files, []
+        self._coming += [self._syncing.submit(file.sync) for file in files]
+        if len(self._coming) >= OPEN:
             self.sync()
 
     def sync(self) -> None:
-        """Sees to it that all files are on the disk: together, as the disk likes it."""
+        """Sees to it that all files are on the disk."""
         files, self._files = self._files, []
-        done = [self._syncing.submit(file.sync) for file in files]
-        for result in done:
+        coming, self._coming = [*self._coming, *(self._syncing.submit(file.sync) for file in files)], []
+        for result in coming:
             result.result()
 
     def next_number(self) -> int:

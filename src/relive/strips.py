@@ -66,7 +66,8 @@ class Parts:
     @property
     def chunk(self) -> int:
         """Rows that are moved at once."""
-        return max(1, CHUNK // self.row_bytes)
+        plain = sum(part.entry_bytes for part in self.parts if part.per == 0)
+        return max(1, CHUNK // max(1, plain))
 
     def allocate(self, rows: int) -> tuple[NDArray[np.uint8], ...]:
         """Memory for so many rows."""
