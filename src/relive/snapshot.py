@@ -163,8 +163,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         return _decode(unframe(path, FORMAT))
     except (FileNotFoundError, NotADirectoryError):
+        found = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
         raise SnapshotError(
-            f"{directory}: expected a snapshot, found no {MANIFEST} in it. Give a directory that `save` made."
+            f"{directory}: expected a snapshot, found {found}. Give a directory that `save` made."
         ) from None
     except IsADirectoryError:
         raise SnapshotError(f"{path}: expected a file, got a directory. Give a directory that `save` made.") from None

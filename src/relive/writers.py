@@ -30,6 +30,8 @@ class Writer:
     """
 
     def __init__(self, buffer: ReplayBuffer, envs: Any) -> None:
+        if not callable(getattr(envs, "step", None)):
+            raise ConfigError(f"writer: expected a Gymnasium environment or vector environment, got {envs!r}.")
         self._is_vector = hasattr(envs, "num_envs")
         self._num_envs = envs.num_envs if self._is_vector else 1
         if self._num_envs != buffer.lanes:
