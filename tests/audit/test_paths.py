@@ -277,3 +277,20 @@ def test_not_a_number_in_a_file(tmp_path, kind):
     assert [(found.rule, found.count, found.first.index) for found in report.errors if found.first] == [
         ("finite", 1, 7)
     ]
+
+
+def test_a_check_with_a_finding_is_not_ok_in_json(tmp_path, capsys):
+    """Once it said "no NaN, no inf" beside the NaN that it had found."""
+    fields = {"obs": np.zeros((3, 1), np.float32), "action": np.zeros(3, int), "terminated": np.zeros(3, bool)}
+    np.savez(tmp_path / "nan.npz", reward=np.array([0, np.nan, 0], np.float32), **fields)
+    assert main(["check", str(tmp_path / "nan.npz"), "--json"]) == 1
+    checks = {one["rule"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["finite"] == {"rule": "finite", "ok": False, "words": None}
+    assert checks["reading"] == {"rule": "reading", "ok": True, "words": "every block can be read"}
+
+
+def test_nothing_to_check(tmp_path, capsys):
+    fields = {"obs": np.zeros((0, 1), np.float32), "action": np.zeros(0, int), "terminated": np.zeros(0, bool)}
+    np.savez(tmp_path / "none.npz", reward=np.zeros(0, np.float32), next_obs=fields["obs"], **fields)
+    assert main(["check", str(tmp_path / "none.npz")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Nothing to check: 0 transitions."

@@ -79,8 +79,16 @@ class Report:
         return not self.errors
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and numbers, ready for JSON."""
-        return {**asdict(self), "passes": self.passes}
+        """Plain lists, dicts, strings and numbers, ready for JSON.
+
+        A check is `ok` where it found nothing; only then has it words, else the findings of its rule have.
+        """
+        failed = {finding.rule for finding in self.findings}
+        checks = [
+            {"rule": check.rule, "ok": check.rule not in failed, "words": None if check.rule in failed else check.words}
+            for check in self.checks
+        ]
+        return {**asdict(self), "checks": checks, "passes": self.passes}
 
     def __str__(self) -> str:
         width = max((len(check.rule) for check in self.checks), default=0)
@@ -96,6 +104,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """The outcome in one line."""
+        if not self.num_transitions and not self.findings:
+            return "Nothing to check: 0 transitions."
         counts = [_many(len(self.errors), "error"), _many(len(self.warnings), "warning")]
         said = " and ".join(words for words in counts if words)
         return f"{'Sound' if self.passes else 'Not sound'}: {said or 'nothing found'}."
