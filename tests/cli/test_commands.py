@@ -115,6 +115,17 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train CartPole-v1 --capacity 4000000000", r"plan: expected at most .* memory, got .*A capacity of .* fits"),
         ("train Blackjack-v1", r"observation_space: expected .*, got Tuple"),
         ("train CartPole-v1 --sampler rank", r"'rank'.*--sampler.*rank-based"),
+        ("train CartPole-v1 --tau 0.1", r"--tau: expected --target soft with it, got --target periodic"),
+        ("train MountainCar-v0 --target periodic --tau=0.01", r"--tau: expected --target soft with it"),
+        (
+            "train MountainCar-v0 --target-every 9",
+            r"--target-every: expected --target periodic with it, got --target s",
+        ),
+        (
+            "train CartPole-v1 --priority-alpha 0.7",
+            r"priority_alpha: expected 0\.6, its default, while sampler=uniform",
+        ),
+        ("train CartPole-v1 --offline-updates 9", r"offline_updates: expected 20000, its default, without a dataset"),
         ("train CartPole-v1 --newest 65", r"newest: expected at most batch_size=64, got 65"),
         ("train CartPole-v1 --checkpoint-every 0", r"checkpoint_every: expected an integer >= 1, got 0"),
         ("train --resume", r"--resume: expected a run directory and nothing else, got '--resume'"),

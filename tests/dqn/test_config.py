@@ -60,6 +60,19 @@ def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: 
         ({"priority_eps": 0.0}, r"priority_eps: expected a finite number > 0, got 0.0"),
         ({"newest": -1}, r"newest: expected an integer >= 0, got -1"),
         ({"newest": 65}, r"newest: expected at most batch_size=64, got 65"),
+        ({"priority_alpha": 0.7}, r"priority_alpha: expected 0.6, its default, while sampler=uniform, got 0.7"),
+        ({"priority_beta": 0.5}, r"priority_beta: expected 0.4, its default, while sampler=uniform, got 0.5"),
+        ({"priority_eps": 0.1}, r"priority_eps: expected 1e-06, its default, while sampler=uniform, got 0.1"),
+        (
+            {"priority_eps": 0.1, "sampler": "rank-based"},
+            r"priority_eps: expected 1e-06, its default, while sampler=rank-based, got 0.1",
+        ),
+        (
+            {"offline_updates": 30},
+            r"offline_updates: expected 20000, its default, without a dataset \(offline\), got 30",
+        ),
+        ({"offline_share": 0.2}, r"offline_share: expected 0.5, its default, where no steps follow .*, got 0.2"),
+        ({"offline": "d", "offline_share": 0.2}, r"offline_share: expected 0.5, its default, where no steps follow"),
         ({"online": True}, r"offline: expected a dataset, as online is set, got None"),
         ({"offline": ""}, r"offline: expected the path of a dataset, got ''"),
         ({"offline": "", "online": True}, r"offline: expected the path of a dataset, got ''"),
@@ -85,15 +98,15 @@ def test_runs_that_make_no_sense_are_refused(change: dict[str, Any], message: st
 
 def test_the_length_of_a_run_counts_updates_from_data_before_steps() -> None:
     """Bug: a run from data alone that waits for steps it never makes, or ends before those that follow."""
-    plain = TrainConfig(env="X-v0", steps=100, offline_updates=30)
+    plain = TrainConfig(env="X-v0", steps=100)
     assert (plain.updates_before, plain.length) == (0, 100)
-    alone = replace(plain, offline="d")
+    alone = replace(plain, offline="d", offline_updates=30)
     assert (alone.updates_before, alone.length) == (30, 30)
     assert (replace(alone, online=True).updates_before, replace(alone, online=True).length) == (30, 130)
 
 
 PRIORITIZED = TrainConfig(
-    env="X-v1", sampler="rank-based", priority_alpha=0.7, priority_beta=0.5, priority_eps=0.01, newest=2
+    env="X-v1", sampler="prioritized", priority_alpha=0.7, priority_beta=0.5, priority_eps=0.01, newest=2
 )
 
 

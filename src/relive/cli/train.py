@@ -45,6 +45,7 @@ def run(args: Sequence[str]) -> int:
         return _resume(_run_to_resume(args))
     options = _read(args)
     config = options.config
+    _refuse_unused(args, config)
     make_env(config.env).close()  # refuse what cannot be trained before a directory is made
     run_dir = options.out or new_run_dir(Path("runs"), config.env, config.seed)
     claim_run_dir(run_dir)  # here too, so that a directory that cannot be had is the first thing said
@@ -57,6 +58,16 @@ def run(args: Sequence[str]) -> int:
             run_dir.rmdir()
         raise
     return _conclude(config, result, run_dir)
+
+
+def _refuse_unused(args: Sequence[str], config: TrainConfig) -> None:
+    """Refuse options of the other kind of target. Not for the config to do: presets set them, and `--target` is free."""
+    option, kind = ("--tau", "soft") if config.agent.target == "periodic" else ("--target-every", "periodic")
+    if any(word.partition("=")[0].replace("_", "-") == option for word in args):
+        raise ConfigError(
+            f"{option}: expected --target {kind} with it, got --target {config.agent.target}, which has no use for it. "
+            "Give that, or leave it away."
+        )
 
 
 def _resume(run_dir: Path) -> int:

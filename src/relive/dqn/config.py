@@ -6,7 +6,7 @@ run's directory holds. The docstring below each field is the help text of the co
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from relive.errors import ConfigError
@@ -205,6 +205,7 @@ class TrainConfig:
         for name in ("epsilon_start", "epsilon_end", "epsilon_fraction"):
             _require_unit(name, getattr(self, name))
         self._check_offline()
+        self._check_use()
         for name in ("stop_return", "threshold"):
             value = getattr(self, name)
             _require(value is None or not math.isnan(value), name, "a number or None", value)
@@ -231,6 +232,21 @@ class TrainConfig:
             where = "where nothing but the dataset is learned from, in passes over it"
             _require(self.sampler == "uniform", "sampler", f"uniform {where}", self.sampler)
             _require(self.newest == 0, "newest", f"0 {where}", self.newest)
+
+    def _check_use(self) -> None:
+        """Refuse settings that would change nothing, as something else is missing."""
+        priorities = f"while sampler={self.sampler}"
+        conditions = {
+            "priority_alpha": (self.sampler != "uniform", priorities),
+            "priority_beta": (self.sampler != "uniform", priorities),
+            "priority_eps": (self.sampler == "prioritized", priorities),
+            "offline_updates": (self.offline is not None, "without a dataset (offline)"),
+            "offline_share": (self.online, "where no steps follow the dataset (offline with online)"),
+        }
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, (used, otherwise) in conditions.items():
+            value, default = getattr(self, name), defaults[name]
+            _require(used or value == default, name, f"{default:g}, its default, {otherwise}", value)
 
     @property
     def updates_before(self) -> int:
