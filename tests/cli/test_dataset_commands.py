@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -111,3 +114,33 @@ def test_a_run_gives_its_policy(tmp_path, capsys):
     code, _, err = run(capsys, "collect", "Acrobot-v1", "--policy", made, "--out", tmp_path / "y.npz")
     assert code == 2
     assert "expected a run in Acrobot-v1, got one in CartPole-v1" in err
+
+
+def run_without(missing, *words):
+    """`relive ...` in a process of its own in which these modules cannot be imported."""
+    code = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] in {missing!r}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from relive.cli import main\n"
+        "raise SystemExit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+
+def test_datasets_need_the_extra_interop_only(tmp_path):
+    """`info` and `check` once asked for the extra of training, which brings PyTorch."""
+    path = tmp_path / "a.npz"
+    np.savez(path, obs=np.zeros(2), act=np.zeros(2), rew=np.zeros(2), done=np.zeros(2, np.bool_))
+    training = ["torch", "gymnasium", "matplotlib", "tensorboard", "PIL"]
+    for words in (["info", path], ["check", path], ["convert", path, tmp_path / "b.npz"]):
+        done = run_without(training, *words)
+        assert done.returncode == 0, done.stderr
+    done = run_without(["tyro"], "info", path)
+    assert done.returncode == 2
+    assert done.stderr.endswith("Install it: pip install 'relive[interop]'\n")
+    assert run_without(["tyro"], "plot", path).stderr.endswith("Install it: pip install 'relive[train]'\n")

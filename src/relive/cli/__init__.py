@@ -22,6 +22,9 @@ COMMANDS = {
 }
 """Command -> what it does; the module of the same name has `run(args) -> exit code`."""
 
+DATA_COMMANDS = ("convert", "info", "check")
+"""Commands that need the extra `interop` only, unless they are shown a run."""
+
 USAGE = 2
 """Exit code of a call that could not be obeyed."""
 
@@ -80,8 +83,9 @@ def _run(command: str, args: list[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "relive"):
             raise  # a bug of ours, which a traceback should show
-        remedy = "Install it: pip install 'relive[train]'"
-        return _refuse(name, f"expected the packages of the extra 'train', got no module {missing!r}. {remedy}")
+        extra = "interop" if command in DATA_COMMANDS and missing in ("rich", "tyro") else "train"
+        remedy = f"Install it: pip install 'relive[{extra}]'"
+        return _refuse(name, f"expected the packages of the extra {extra!r}, got no module {missing!r}. {remedy}")
     except ReplayError as error:
         return _refuse(name, str(error))
     except BrokenPipeError:
