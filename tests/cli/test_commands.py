@@ -123,7 +123,7 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ),
         (
             "train CartPole-v1 --priority-alpha 0.7",
-            r"priority_alpha: expected 0\.6, its default, while sampler=uniform",
+            r"priority_alpha: expected 0\.6, its default, while",
         ),
         ("train CartPole-v1 --offline-updates 9", r"offline_updates: expected 20000, its default, without a dataset"),
         ("train CartPole-v1 --newest 65", r"newest: expected at most batch_size=64, got 65"),
@@ -359,6 +359,20 @@ def test_a_signal_ends_a_run_with_everything_written(tmp_path: Path, number: sig
     )
     with Image.open(run / "curve.png") as picture:
         picture.verify()
+
+
+@pytest.mark.parametrize(("every", "needs"), [(1999, 2000), (2000, None)])
+def test_checkpoints_that_cut_every_long_episode_off_are_told(
+    every: int, needs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: steps of one environment compared with those of all (the preset has 4), or a note always there."""
+    monkeypatch.chdir(tmp_path)
+    args = ["--steps", "40", "--final-eval-episodes", "1", "--eval-episodes", "1", "--threshold", "None"]
+    assert main(["train", "CartPole-v1", *args, "--checkpoint-every", str(every)]) == 0
+    said = re.search(
+        r"\nNote: .* cut off after 499 steps .* may last 500.*--checkpoint-every (\d+)", capsys.readouterr().out
+    )
+    assert (int(said[1]) if said else None) == needs
 
 
 def test_an_interrupted_run_says_how_to_resume_it_and_can_be(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from relive.dqn import PRESETS, TrainConfig, preset
 from relive.errors import ConfigError, ReplayError
 from relive.train import Result, load_config, new_run_dir, resume, train
 from relive.train.checkpoint import checkpoint_step, other_versions
-from relive.train.environments import make_env
+from relive.train.environments import find_spec, make_env
 from relive.train.rundir import CONTENTS, claim_run_dir, lock_run, refuse_finished
 from relive.train.summary import headline
 
@@ -49,10 +49,15 @@ def run(args: Sequence[str]) -> int:
     make_env(config.env).close()  # refuse what cannot be trained before a directory is made
     run_dir = options.out or new_run_dir(Path("runs"), config.env, config.seed)
     claim_run_dir(run_dir)  # here too, so that a directory that cannot be had is the first thing said
-    print(f"Training in {config.env}, seed {config.seed}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+
+    def announce() -> None:
+        print(f"Training in {config.env}, seed {config.seed}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+        if note := _cut_short(config):
+            print(note, flush=True)
+
     try:
         with spectator(config.length) as report:
-            result = train(config, run_dir, report=report)
+            result = train(config, run_dir, report=report, begun=announce)
     except ReplayError:
         with suppress(OSError):  # a run that was refused leaves no empty directory behind; rmdir removes no other
             run_dir.rmdir()
@@ -60,8 +65,21 @@ def run(args: Sequence[str]) -> int:
     return _conclude(config, result, run_dir)
 
 
+def _cut_short(config: TrainConfig) -> str | None:
+    """What to say where checkpoints come so often that long episodes are never finished."""
+    every, longest = config.checkpoint_every, find_spec(config.env).max_episode_steps
+    if every is None or longest is None or every >= longest * config.num_envs:
+        return None
+    where = f"in each of {config.num_envs} environments" if config.num_envs > 1 else "at most"
+    return (
+        f"Note: with --checkpoint-every {every} episodes are cut off after {every // config.num_envs:,} steps {where}. "
+        f"They may last {longest:,}: longer ones are never finished, and the return shown is that of short ones alone. "
+        f"It takes --checkpoint-every {longest * config.num_envs}, better ten times that."
+    )
+
+
 def _refuse_unused(args: Sequence[str], config: TrainConfig) -> None:
-    """Refuse options of the other kind of target. Not for the config to do: presets set them, and `--target` is free."""
+    """Refuse options of the other kind of target: here and not in the config, as a preset may set both."""
     option, kind = ("--tau", "soft") if config.agent.target == "periodic" else ("--target-every", "periodic")
     if any(word.partition("=")[0].replace("_", "-") == option for word in args):
         raise ConfigError(

@@ -1,6 +1,6 @@
 """A run from its directory to its summary: begun by `train`, gone on with by `resume`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,13 @@ from relive.train.stop import StopRequest
 from relive.train.summary import Result, save_result
 
 
-def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progress: None) -> Result:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    report: Report = lambda progress: None,
+    begun: Callable[[], None] = lambda: None,
+) -> Result:
     """Train an agent and leave a run directory behind.
 
     On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the
@@ -29,6 +35,7 @@ def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progres
         config: all of the run.
         run_dir: new or empty.
         report: told how it goes about four times a second, and of every evaluation.
+        begun: called once nothing can be refused any more, before the first step.
 
     Returns:
         Result: what was reached; also in `result.json` and `summary.md`.
@@ -42,6 +49,7 @@ def train(config: TrainConfig, run_dir: Path, *, report: Report = lambda progres
         claim_run_dir(run_dir)
         with lock_run(run_dir):
             save_config(run_dir, config)
+            begun()
             return _run(trainer, RunLog(run_dir, updates_before=config.updates_before), stop)
 
 
