@@ -161,6 +161,44 @@ def test_next_observations_of_the_row_that_follows(format, tmp_path_factory, row
         assert (f"{left} steps whose next observation is nowhere" in source.notes[0]) == (left > 0)
 
 
+@pytest.mark.parametrize("format", ["npz", "parquet", "hdf5"])
+@pytest.mark.parametrize("with_next", [True, False])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_lanes(format, with_next, size, tmp_path):
+    """Rows of two environments in turn were once one lane, in which each step seemed to end an episode."""
+    lane = np.array([7, 3, 7, 7, 3, 3, 7, 3, 7, 3], np.int64)
+    columns = [numbered(5, ends_at=[2]), numbered(5, cut_at=[3])]
+    columns[1] = {name: array + 100 if name in ("obs", "next_obs") else array for name, array in columns[1].items()}
+    mixed = {name: np.zeros((10, *array.shape[1:]), array.dtype) for name, array in columns[0].items()}
+    for value, part in zip((3, 7), columns, strict=True):
+        for name, array in part.items():
+            mixed[name][lane == value] = array
+    if not with_next:
+        del mixed["next_obs"]
+    path = save(tmp_path, mixed | {"lane": lane}, format)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_ROWS", size)
+        source = interop.open(path)
+        assert source.lanes == source.schema.lanes == 2
+        assert "lane says 3, 7: lanes are numbered from 0 in this order" in source.notes
+        found = [[], []]
+        for block in source.blocks():
+            found[block.lane] += block.obs[:, 0].tolist()
+            if not with_next:
+                following = np.where(block.terminated, block.obs[:, 0], block.obs[:, 0] + 1)
+                assert block.next_obs[:, 0].tolist() == following.tolist()
+    # Without next observations: lane 0 loses its last row, lane 1 its time-out and its last row.
+    expected = [list(range(5)), list(range(100, 105))] if with_next else [[0, 1, 2, 3], [100, 101, 102]]
+    assert found == expected
+    assert source.counts == tuple(map(len, expected))
+    assert source.num_transitions == sum(source.counts)
+
+
+def test_a_lane_that_is_no_whole_number_is_another_column(tmp_path):
+    source = interop.open(save(tmp_path, numbered(3) | {"lane": np.zeros(3)}, "npz"))
+    assert (source.lanes, source.notes) == (1, ("left out: lane (no name for a field)",))
+
+
 def test_trees_and_infos(tmp_path):
     columns = named(numbered(4, ends_at=[3]), **D4RL)
     obs, following = columns.pop("observations"), columns.pop("next_observations")
@@ -197,7 +235,8 @@ def test_only_integers_that_are_whole_can_be_pushed_but_all_can_be_read(tmp_path
 REFUSED = {
     "no reward": (lambda c: c.pop("reward"), "reward: expected a column of reward, rewards, rew, rews, got obs"),
     "no flag": (lambda c: c.pop("terminated"), "terminated: expected a column of terminated"),
-    "a short action": (lambda c: c.update(action=c["action"][:2]), "action: expected 4 rows, got 2"),
+    "a short action": (lambda c: c.update(action=c["action"][:2]), "action: expected 4 rows, as 5 of the 6 .* got 2"),
+    "a short reward": (lambda c: c.update(reward=c["reward"][:2]), "reward: expected 4 rows, as 5 of the 6 .* got 2"),
     "rewards of two": (lambda c: c.update(reward=c["obs"]), "reward: expected one number a row"),
     "other next": (lambda c: c.update(next_obs=c["next_obs"][:, :1]), "next_obs: expected what obs is"),
     "objects": (lambda c: c.update(action=np.array([{}] * 4)), "action: expected a column .*Python objects; pickles"),

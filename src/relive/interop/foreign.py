@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +37,11 @@ class Found:
     obs: dict[str, Field] = field(default_factory=dict)
     next_obs: dict[str, Field] = field(default_factory=dict)
     action: dict[str, Field] = field(default_factory=dict)
-    scalars: dict[str, str] = field(default_factory=dict)  # "reward", "terminated", "done", ... -> column
+    scalars: dict[str, str] = field(default_factory=dict)  # "reward", "terminated", "done", "lane", ... -> column
     extras: dict[str, str] = field(default_factory=dict)  # name -> column
     trees: dict[str, Tree] = field(default_factory=dict)  # "obs", "action"
     notes: list[str] = field(default_factory=list)
+    lanes: dict[int, int] = field(default_factory=dict)  # what the column of lanes says -> rows
 
     @property
     def names(self) -> list[str]:
@@ -60,24 +62,25 @@ def source_of_others(table: Table, layout: Layout) -> Source:
         DatasetError: a column that is needed is missing, or has another shape than it should.
     """
     found = _find(table, layout)
-    num_rows = table.lengths[found.scalars["reward"]]
     schema = Schema(
         found.trees["obs"],
         found.trees["action"],
         {name: table.columns[column] for name, column in found.extras.items()},
+        lanes=len(found.lanes),
     )
-    rows, left_out = rows_at_once(schema), 0
+    rows, counts = rows_at_once(schema), np.array(list(found.lanes.values()))
     if not found.next_obs:
         left_out = _count_unknown(found)
-        found.notes.append(_about_next(left_out))
+        counts -= left_out
+        found.notes.append(_about_next(int(left_out.sum())))
 
     def read() -> Iterator[Block]:
-        chunks = table.chunks(found.names, rows)
-        for chunk in chunks if found.next_obs else _with_next(found, chunks):
-            yield _block(found, schema, chunk)
+        chunks = _by_lane(found, table.chunks(found.names, rows))
+        for lane, chunk in chunks if found.next_obs else _with_next(found, chunks):
+            yield _block(found, schema, chunk, lane)
 
-    count = num_rows - left_out
-    return Source(schema, count, 1, table.format, table.path, tuple(found.notes), read, (count,))
+    notes = tuple(found.notes)
+    return Source(schema, int(counts.sum()), len(counts), table.format, table.path, notes, read, tuple(counts.tolist()))
 
 
 def _about_next(left_out: int) -> str:
@@ -112,9 +115,50 @@ def _find(table: Table, layout: Layout) -> Found:
         if there is not None:
             found.scalars[role] = there
             taken.add(there)
+    lane = next((name for name in (layout.lane, "lane") if _is_lane(table, name)), None)
+    if lane is not None:
+        found.scalars["lane"] = lane
+        taken.add(lane)
     _check(found)
     _find_extras(found, taken, layout)
+    if lane is None:
+        found.lanes = {0: table.lengths[found.scalars["reward"]]}
+    else:
+        _count_lanes(found)
     return found
+
+
+def _is_lane(table: Table, name: str) -> bool:
+    """Whether a column can say of which environment a row is: one integer a row. Else it is left out like others."""
+    leaf = table.columns.get(name)
+    return leaf is not None and leaf.itemdtype.kind in "iu" and leaf.shape in ((), (1,))
+
+
+def _count_lanes(found: Found) -> None:
+    """Which lanes there are. Reads their column alone."""
+    column = found.scalars["lane"]
+    total: Counter[int] = Counter()
+    for chunk in found.table.chunks([column], 1 << 20):
+        values, counts = np.unique(chunk[column], return_counts=True)
+        total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    found.lanes = dict(sorted(total.items())) or {0: 0}
+    if list(found.lanes) != list(range(len(found.lanes))):
+        names = [str(value) for value in found.lanes]
+        said = ", ".join(names if len(names) < 10 else [*names[:4], "...", names[-1]])
+        found.notes.append(f"{column} says {said}: lanes are numbered from 0 in this order")
+
+
+def _by_lane(found: Found, chunks: Iterator[Chunk]) -> Iterator[tuple[int, Chunk]]:
+    """The rows of each lane in a chunk; the order within a lane is kept."""
+    column = found.scalars.get("lane")
+    if column is None:
+        yield from ((0, chunk) for chunk in chunks)
+        return
+    numbers = {value: number for number, value in enumerate(found.lanes)}
+    for chunk in chunks:
+        lanes = chunk[column].reshape(-1)
+        for value in np.unique(lanes).tolist():
+            yield numbers[value], {name: array[lanes == value] for name, array in chunk.items()}
 
 
 def _tree(columns: Mapping[str, Field], name: str, layout: Layout) -> Tree:
@@ -144,10 +188,15 @@ def _check(found: Found) -> None:
             wanted = NAMES["terminated"] + NAMES["done"] if role == "terminated" else NAMES[role]
             have = ", ".join([*table.columns, *(f"{name} ({what})" for name, what in table.unreadable.items())])
             raise DatasetError(f"{table.path}: {role}: expected a column of {', '.join(wanted)}, got {have or 'none'}.")
-    num_rows = table.lengths[scalars["reward"]]
-    for column in [*found.obs, *found.action, *found.next_obs, *scalars.values()]:
-        if table.lengths[column] != num_rows:
-            raise DatasetError(f"{table.path}: {column}: expected {num_rows:,} rows, got {table.lengths[column]:,}.")
+    lengths = [table.lengths[column] for column in found.names]
+    num_rows = Counter(lengths).most_common(1)[0][0]  # the one that differs from the others is to blame
+    for column, length in zip(found.names, lengths, strict=True):
+        if length != num_rows:
+            others = lengths.count(num_rows)
+            raise DatasetError(
+                f"{table.path}: {column}: expected {num_rows:,} rows, as {others} of the {len(lengths)} arrays have, "
+                f"got {length:,}."
+            )
     for role, column in scalars.items():
         leaf = table.columns[column]
         if leaf.shape not in ((), (1,)) or leaf.itemdtype.kind not in ("iu" if role == "episode" else "biuf"):
@@ -217,29 +266,38 @@ def _flags(found: Found, chunk: Chunk) -> _Steps:
     return _Steps(terminated, truncated, ended, ended & ~terminated)
 
 
-def _count_unknown(found: Found) -> int:
-    """Rows whose next observation is nowhere. Reads the flags alone."""
-    roles = ("terminated", "done", "truncated", "episode")
-    held: Chunk | None = None
-    total = 0
-    for chunk in found.table.chunks([found.scalars[role] for role in roles if role in found.scalars], 1 << 20):
-        held = chunk if held is None else {name: np.concatenate([held[name], chunk[name]]) for name in chunk}
-        total += int(np.count_nonzero(_flags(found, held).unknown[:-1]))
-        held = {name: array[-1:] for name, array in held.items()}
-    return total if held is None else total + int(not _ends(found, held)[0][0])
+def _count_unknown(found: Found) -> NDArray[np.int64]:
+    """Rows of each lane whose next observation is nowhere. Reads the flags alone."""
+    roles = ("terminated", "done", "truncated", "episode", "lane")
+    names = [found.scalars[role] for role in roles if role in found.scalars]
+    held: dict[int, Chunk] = {}
+    total = np.zeros(len(found.lanes), np.int64)
+    for lane, chunk in _by_lane(found, found.table.chunks(names, 1 << 20)):
+        joined = _after(held.get(lane), chunk)
+        total[lane] += np.count_nonzero(_flags(found, joined).unknown[:-1])
+        held[lane] = {name: array[-1:] for name, array in joined.items()}
+    for lane, last in held.items():
+        total[lane] += int(not _ends(found, last)[0][0])
+    return total
 
 
-def _with_next(found: Found, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The rows with next observations beside them, without those that have none; two rows wait for what follows."""
-    held: Chunk | None = None
-    for chunk in chunks:
-        held = chunk if held is None else {name: np.concatenate([held[name], chunk[name]]) for name in chunk}
-        count = len(next(iter(held.values())))
+def _with_next(found: Found, chunks: Iterator[tuple[int, Chunk]]) -> Iterator[tuple[int, Chunk]]:
+    """The rows with next observations beside them, but those that have none; two of a lane wait for what follows."""
+    held: dict[int, Chunk] = {}
+    for lane, chunk in chunks:
+        joined = _after(held.get(lane), chunk)
+        count = len(next(iter(joined.values())))
         if count > 2:
-            yield _stitched(found, held, count - 2)
-            held = {name: array[count - 2 :] for name, array in held.items()}
-    if held is not None:
-        yield _stitched(found, held, None)
+            yield lane, _stitched(found, joined, count - 2)
+            joined = {name: array[count - 2 :] for name, array in joined.items()}
+        held[lane] = joined
+    for lane, last in held.items():
+        yield lane, _stitched(found, last, None)
+
+
+def _after(held: Chunk | None, chunk: Chunk) -> Chunk:
+    """The rows that were held back, and those that follow them."""
+    return chunk if held is None else {name: np.concatenate([held[name], chunk[name]]) for name in chunk}
 
 
 def _stitched(found: Found, chunk: Chunk, upto: int | None) -> Chunk:
@@ -260,7 +318,7 @@ def _stitched(found: Found, chunk: Chunk, upto: int | None) -> Chunk:
     return result
 
 
-def _block(found: Found, schema: Schema, chunk: Chunk) -> Block:
+def _block(found: Found, schema: Schema, chunk: Chunk, lane: int) -> Block:
     if ":truncated" in chunk:
         terminated, truncated = chunk[":terminated"], chunk[":truncated"]
         next_obs = [chunk[f"next:{column}"] for column in found.obs]
@@ -278,7 +336,7 @@ def _block(found: Found, schema: Schema, chunk: Chunk) -> Block:
             next_obs,
             {name: chunk[column] for name, column in found.extras.items()},
         ),
-        0,
+        lane,
     )
 
 
