@@ -1,6 +1,7 @@
 """Runs that learn from a dataset: alone, and with steps in the environment after."""
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import relive
 from relive import interop
+from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, ReplayError, SchemaError
 from relive.interop.summary import summarise
@@ -215,11 +217,40 @@ def test_data_of_another_environment_are_refused(
     assert not Path("run").exists()
 
 
+def test_a_bad_transition_has_the_place_that_check_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: its id was told, a number that no lane of the dataset has."""
+    monkeypatch.chdir(tmp_path)
+    field = relive.Field("float32", (4,))
+    buffer = relive.ReplayBuffer(12, relive.Schema(field, relive.Field("int64"), lanes=2), seed=0)
+    for step in range(6):
+        obs = np.zeros((2, 4), np.float32)
+        buffer.push(obs, np.zeros(2, int), np.array([0, math.nan if step == 4 else 0]), np.ones(2, bool), obs + 1)
+    store(buffer, "bad.npz")
+    says = r"transition 4 of lane 1 of bad\.npz, against CartPole-v1\)\. Look with relive check\.$"
+    with pytest.raises(SchemaError, match=says):
+        train(replace(ALONE, offline="bad.npz"), Path("run"))
+    (error,) = audit.check_path("bad.npz").errors
+    assert error.first == audit.report.Place(1, 4)
+
+
 def test_no_dataset_is_refused(tmp_path: Path) -> None:
     """Bug: a traceback, or an empty run directory left behind."""
     with pytest.raises(ReplayError, match="nowhere"):
         train(replace(ALONE, offline=str(tmp_path / "nowhere.npz")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_dataset_is_the_only_thing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: --trust-pickle recommended, which train lacks; a run announced in a directory that does not remain."""
+    monkeypatch.chdir(tmp_path)
+    Path("a buffer.pkl").write_bytes(pickle.dumps({"obs": 1}))
+    assert main(["train", ENV, "--offline", "a buffer.pkl"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "convert it first: relive convert 'a buffer.pkl' 'a buffer.npz' --trust-pickle" in said.err
+    assert list(Path("runs").iterdir()) == []
 
 
 def test_curves_of_runs_with_and_without_data_share_a_picture(data: relive.ReplayBuffer) -> None:

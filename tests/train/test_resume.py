@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from arena import ID
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import relive
+from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, SnapshotError
 from relive.train import Result, load_config, resume, train
@@ -29,7 +31,7 @@ from relive.train.evaluate import Evaluation
 from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Trainer
 from relive.train.prove import _unlike_buffers, differences, prove_resume, shorten
-from relive.train.rundir import WEIGHTS, lock_run
+from relive.train.rundir import WEIGHTS, lock_run, save_config
 from relive.train.stop import StopRequest
 
 TINY = TrainConfig(
@@ -371,9 +373,37 @@ def test_a_damaged_checkpoint_is_named(how: str, twins: tuple[Path, Path], tmp_p
     run = shutil.copytree(twins[1], tmp_path / "run")
     damaged(run, how)
     before = contents(run)
-    with pytest.raises(SnapshotError, match=r"checkpoint/agent-200\.pt: expected"):
+    remedy = ".* Put it back from a copy, or train anew" if how == "missing" else ""
+    with pytest.raises(SnapshotError, match=rf"checkpoint/agent-200\.pt: expected{remedy}"):
         resume(run)
     assert contents(run) == before
+
+
+def test_a_lost_manifest_is_damage_and_not_a_checkpoint_that_was_never_due(
+    twins: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Bug: "its first was due at step 200", of a run that has made it."""
+    run = shutil.copytree(twins[1], tmp_path / "run")
+    (run / "checkpoint" / "replay" / "manifest.json").unlink()
+    with pytest.raises(
+        SnapshotError, match=r"replay/manifest\.json: expected .* no such file: it is damaged.*train anew"
+    ):
+        resume(run)
+
+
+def test_runs_from_a_dataset_have_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a remedy (--checkpoint-every, --resume) that such runs refuse in turn."""
+    config = replace(TINY, checkpoint_every=None, offline="some.npz")
+    (tmp_path / "run").mkdir()
+    save_config(tmp_path / "run", config)
+    monkeypatch.chdir(tmp_path)
+    for args in ("train --resume run", "check run", "check run --resume"):
+        assert main(args.split()) == 2
+        said = capsys.readouterr().err
+        assert "dataset" in said or "some.npz" in said
+        assert not re.search(r"prove_resume|--checkpoint-every|say --resume", said)
 
 
 def test_the_snapshot_of_another_buffer_is_no_checkpoint(twins: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`relive check PATH`: what is wrong in a snapshot, a dataset, or a run's checkpoint; whether a run resumes exactly."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,12 @@ def _check_run(path: Path) -> Report:
     config = load_config(path)
     whole = Check("checkpoint", "agent, loop and buffer are, byte for byte, as they were saved")
     try:
-        if checkpoint_step(path) is None:
+        if config.offline is not None:
+            raise ConfigError(
+                f"{path}: expected a run with a checkpoint, got one that learns from a dataset. Such runs make none: "
+                f"there is nothing to check. Its dataset: relive check {shlex.quote(config.offline)}"
+            )
+        if checkpoint_step(path) is None and not (path / CHECKPOINT).is_dir():
             raise ConfigError(
                 f"{path}: expected a run with a checkpoint, got one without: it keeps no transitions. Train with "
                 "--checkpoint-every, or say --resume to prove that it would resume exactly."

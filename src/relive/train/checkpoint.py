@@ -10,7 +10,7 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -88,12 +88,10 @@ def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
 
     Raises:
         ConfigError: there is none, or the settings are not those it was made with.
-        SnapshotError: it is damaged.
+        SnapshotError: it is damaged, or its manifest is missing.
     """
     if not _exists(run_dir):
-        every = config.checkpoint_every
-        when = "--checkpoint-every N makes one every N steps" if every is None else f"its first was due at step {every}"
-        raise ConfigError(f"{run_dir}: expected a run with a checkpoint, found none ({when}). Train it anew.")
+        _refuse_none(run_dir, config)
     note = _read_note(run_dir)
     state = _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
     _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
@@ -112,8 +110,29 @@ def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
         save_weights(run_dir, "best", best)
 
 
+def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
+    """Say why there is no checkpoint."""
+    every, folder = config.checkpoint_every, run_dir / CHECKPOINT
+    if folder.is_dir():
+        raise SnapshotError(
+            f"{_manifest(run_dir)}: expected the manifest of the checkpoint, found no such file: it is damaged, "
+            "or the run was killed while it wrote its first. Put the file back from a copy, or train anew."
+        )
+    if config.offline is not None:
+        why = "those that learn from a dataset make none"
+    elif every is None:
+        why = "--checkpoint-every N makes one every N steps"
+    else:
+        why = f"its first was due at step {every}"
+    raise ConfigError(f"{run_dir}: expected a run with a checkpoint, found none ({why}). Train it anew.")
+
+
+def _manifest(run_dir: Path) -> Path:
+    return run_dir / CHECKPOINT / REPLAY / "manifest.json"
+
+
 def _exists(run_dir: Path) -> bool:
-    return (run_dir / CHECKPOINT / REPLAY / "manifest.json").exists()
+    return _manifest(run_dir).exists()
 
 
 def _digest(data: bytes) -> str:
@@ -140,7 +159,9 @@ def _read_state(path: Path, digest: str) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise SnapshotError(f"{path}: expected the agent of the checkpoint, found no such file.") from None
+        raise SnapshotError(
+            f"{path}: expected the agent of the checkpoint, found no such file. Put it back from a copy, or train anew."
+        ) from None
     if _digest(data) != digest:
         raise SnapshotError(f"{path}: expected SHA-256 {digest}, got {_digest(data)}. The file was damaged or changed.")
     try:

@@ -1,5 +1,6 @@
 """Learning from data: a dataset read and held against the environment, before the agent acts and beside it."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,18 +26,26 @@ def read_dataset(config: TrainConfig, online: relive.ReplayBuffer) -> relive.Rep
         ReplayBuffer: all of it, in memory.
 
     Raises:
-        ConfigError: no dataset lies there, or an empty one.
+        ConfigError: no dataset lies there, an empty one, or a pickle.
         SchemaError: observations or actions that are not those of the environment, or values that are not finite.
 
     Cost: reads the dataset once from the disk and once from memory.
     """
     from relive.interop import read
+    from relive.interop.files import detect
 
     assert config.offline is not None
     assert online.schema is not None
+    path = Path(config.offline)
+    if path.is_file() and detect(path) == "sb3":
+        name = shlex.quote(config.offline)
+        raise ConfigError(
+            f"{path}: expected a format without code, got a pickle. If you know where it comes from, convert it first: "
+            f"relive convert {name} {shlex.quote(str(path.with_suffix('.npz')))} --trust-pickle"
+        )
     # Neither the draws of the online buffer nor another run's: a stream of its own.
     seed = int(np.random.SeedSequence([config.seed, 1]).generate_state(1, np.uint64)[0])
-    data: relive.ReplayBuffer = read(Path(config.offline), view=online.view, sampler=relive.Shuffled(), seed=seed)
+    data: relive.ReplayBuffer = read(path, view=online.view, sampler=relive.Shuffled(), seed=seed)
     if len(data) == 0:
         raise ConfigError(f"{config.offline}: expected transitions to learn from, got none.")
     where = f"{config.offline}, against {config.env}"
@@ -95,7 +104,9 @@ def _check_values(data: relive.ReplayBuffer, schema: relive.Schema, where: str) 
                 continue
             if wrong.any():
                 at = int(np.argmax(wrong.reshape(len(wrong), -1).any(1)))
+                step, lane = divmod(int(batch.ids[at]), data.lanes)
+                place = f"{step} of lane {lane}" if data.lanes > 1 else f"{step}"
                 raise SchemaError(
-                    f"{name}: expected {expected}, got {values[at]} (transition {batch.ids[at]} of {where}). "
-                    "Look at the dataset with relive check."
+                    f"{name}: expected {expected}, got {values[at]} (transition {place} of {where}). "
+                    "Look with relive check."
                 )

@@ -116,7 +116,8 @@ def shorten(config: TrainConfig, steps: int | None) -> TrainConfig:
     """
     if config.offline is not None:
         raise ConfigError(
-            "prove_resume: expected a run without a dataset, got one with. Such runs make no checkpoints."
+            f"resuming: expected a run without a dataset, got one that learns from {config.offline}. Such runs make no "
+            "checkpoint: there is nothing to prove."
         )
     half = _affordable(config) // 2 if steps is None else steps // 2
     if half < config.num_envs:
