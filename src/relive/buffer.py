@@ -17,6 +17,7 @@ from relive.append import collect, conform_all
 from relive.arguments import check_lane, check_mask, check_priority, check_seed, has_lead
 from relive.assembly import Spec, Storage, assemble
 from relive.batch import Batch
+from relive.checks import as_path
 from relive.engine import check_axes, check_updates, keeps_priorities
 from relive.errors import ConfigError, NotEnoughDataError, SchemaError, StaleIdError
 from relive.fitting import as_array, infer_schema
@@ -419,11 +420,12 @@ class ReplayBuffer:
         """
         if self._schema is None:
             raise ConfigError("save: expected a schema, got none yet. Give the buffer one, or push first.")
+        directory = as_path("save", path)
         if compression not in (None, "zstd"):
             raise ConfigError(f"save: expected compression to be 'zstd' or None, got {compression!r}.")
         with self._saving:
             card = {**self._spec.to_dict(), "readers": self._num_readers}
-            return self._engine.saver.save(Path(path), card, note, compression is not None, overwrite)
+            return self._engine.saver.save(directory, card, note, compression is not None, overwrite)
 
     def end_episodes(self, mask: ArrayLike | None = None) -> int:
         """Truncates the episodes that go on: the newest transition of each such lane gets truncated=True.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,18 @@ def number(owner: str, name: str, value: Any, low: float, high: float) -> float:
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"of at least {low:g}, finite"
         raise ConfigError(f"{owner}: expected {name} to be a number {bounds}, got {value!r}.")
     return float(value)
+
+
+def as_path(owner: str, value: Any) -> Path:
+    """The value as a path.
+
+    Raises:
+        ConfigError: it is none that the system knows.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"{owner}: expected the path of a directory, got {value!r}.")
+    return Path(path)
 
 
 def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -10,18 +10,45 @@ import fcntl
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from relive.errors import SnapshotError
+
+T = TypeVar("T")
 
 BLOCK = 1 << 20
 """Bytes between two checksums of a file, its head apart."""
 
 _WORTH_A_THREAD = 1 << 18  # bytes: handing over less takes longer than its checksum
+
+
+class Workers:
+    """Threads that take work over; where there can be no more of them, the caller's own does it."""
+
+    def __init__(self, number: int) -> None:
+        self._pool = ThreadPoolExecutor(number)
+
+    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        """Does it some time, or at once."""
+        try:
+            return self._pool.submit(work, *args)
+        except RuntimeError:  # the interpreter is about to end, or the system gives no more threads
+            done: Future[T] = Future()
+            try:
+                done.set_result(work(*args))
+            except BaseException as error:
+                done.set_exception(error)
+            return done
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
 
 
 @dataclass(frozen=True)
@@ -58,12 +85,13 @@ class File:
 class Sink:
     """Writes one file. Its head, of known length, is written last: it says how much came."""
 
-    def __init__(self, directory: Path, name: str, head: int, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, directory: Path, name: str, head: int, worker: Workers) -> None:
         self._path = directory / name
         self._head, self._worker = head, worker
         self._checksums: list[int] = []
+        self._file = -1
         self._running, self._filled, self._size = 0, 0, head
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = _create(self._path)
         try:
             _write(self._file, memoryview(bytes(head)), self._path)
         except BaseException:
@@ -106,6 +134,9 @@ class Sink:
             file, self._file = self._file, -1
             os.close(file)
 
+    def __del__(self) -> None:  # where an interrupt came between two lines
+        self.close()
+
     def _sum(self, data: memoryview) -> None:
         while len(data):
             some = data[: BLOCK - self._filled]
@@ -120,8 +151,8 @@ class Sink:
 class Spring:
     """Reads one file from its first block on. Hands out no byte whose block's checksum was not right."""
 
-    def __init__(self, directory: Path, file: File, worker: ThreadPoolExecutor) -> None:
-        self._path, self._file, self._worker = directory / file.name, file, worker
+    def __init__(self, directory: Path, file: File, worker: Workers) -> None:
+        self._path, self._file, self._worker, self._input = directory / file.name, file, worker, -1
         self._buffers = [bytearray(min(BLOCK, file.size)) for _ in range(2)]  # one in use, one coming
         self._input = _open(self._path)
         try:
@@ -136,7 +167,7 @@ class Spring:
                 )
             self.head = bytes(self._block(0, bytearray(file.head)))
         except BaseException:
-            os.close(self._input)
+            self._let_go()
             raise
         self._next = 1
         self._ready = memoryview(b"")
@@ -167,7 +198,15 @@ class Spring:
         if self._coming is not None:
             with contextlib.suppress(Exception):
                 self._coming.result()
-        os.close(self._input)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._input >= 0:
+            file, self._input = self._input, -1
+            os.close(file)
+
+    def __del__(self) -> None:  # where an interrupt came between two lines
+        self._let_go()
 
     def _ahead(self) -> Future[memoryview] | None:
         """The next block is read and checked while this one is used."""
@@ -201,7 +240,7 @@ def verify(directory: Path, file: File) -> None:
     Raises:
         SnapshotError: it is not as it was written; says where.
     """
-    with ThreadPoolExecutor(1) as worker, contextlib.closing(Spring(directory, file, worker)) as spring:
+    with Workers(1) as worker, contextlib.closing(Spring(directory, file, worker)) as spring:
         into = memoryview(bytearray(BLOCK))
         while spring.readinto(into):
             pass
@@ -213,7 +252,7 @@ def replace(directory: Path, name: str, data: bytes) -> None:
     What was written to the directory before is on the disk before it appears.
     """
     fresh = directory / f"{name}.new"
-    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    file = _create(fresh)
     try:
         _write(file, memoryview(data), fresh)
         os.fsync(file)
@@ -274,7 +313,15 @@ def locked(directory: Path) -> Iterator[None]:
             ) from None
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile would go on holding it
         os.close(handle)
+
+
+def _create(path: Path) -> int:
+    """A new file; nothing is written through a link, or into a pipe, of that name."""
+    remove(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _open(path: Path) -> int:

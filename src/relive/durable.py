@@ -9,6 +9,7 @@ from typing import Any
 from relive._core import Core
 from relive.assembly import Spec, Storage
 from relive.buffer import ReplayBuffer
+from relive.checks import as_path
 from relive.engine import check_axes
 from relive.errors import ConfigError, SnapshotError
 from relive.mapped import CARD, Mmap, read_card
@@ -54,7 +55,7 @@ def load(
 
     Cost: reads all of it once, in constant memory besides the buffer's own.
     """
-    directory = Path(path)
+    directory = as_path("load", path)
     manifest = read_manifest(directory)
     for attempt in range(_ATTEMPTS):
         try:

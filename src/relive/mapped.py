@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from relive import disk
 from relive._core import Core, Found, read_seal, write_seal
-from relive.checks import integer
+from relive.checks import as_path, integer
 from relive.errors import ConfigError, SnapshotError
 from relive.forking import Lock
 from relive.snapshot import frame, unframe
@@ -53,10 +53,8 @@ class Mmap:
     sync: int | None = None
 
     def __post_init__(self) -> None:
-        path = os.fspath(self.path) if isinstance(self.path, str | os.PathLike) else ""
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise ConfigError(f"Mmap: expected the path of a directory, got {self.path!r}.")
-        object.__setattr__(self, "path", path)
+        as_path("Mmap", self.path)
+        object.__setattr__(self, "path", os.fspath(self.path))
         if self.sync is not None:
             object.__setattr__(self, "sync", integer("Mmap", "sync", self.sync, 2, 2**40))
 

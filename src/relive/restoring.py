@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from relive._core import Core
 from relive._core import Reader as Native
 from relive.compression import Decompressed, Input
-from relive.disk import File, Spring
+from relive.disk import File, Spring, Workers
 from relive.errors import SnapshotError
 from relive.schema import Schema
 from relive.snapshot import MANIFEST, Manifest, Segment, npy_head
@@ -69,7 +68,7 @@ class Restorer:
             if head - times[lane] > depth:
                 raise self._contradiction()
             self._core.begin_lane(lane, times[lane])
-        with ThreadPoolExecutor(2) as worker:
+        with Workers(2) as worker:
             for segment in self._manifest.segments:
                 self._read(segment, times, worker, is_tail=False)
             if self._manifest.tail is not None:
@@ -89,7 +88,7 @@ class Restorer:
         kept = [place for place, keeps in enumerate(native.keeps()) if keeps]
         if len(kept) != len(self._manifest.values) or len(self._manifest.epochs) != self._core.num_lanes:
             raise self._contradiction()
-        with ThreadPoolExecutor(1) as worker:
+        with Workers(1) as worker:
             for place, file in zip(kept, self._manifest.values, strict=True):
                 name, dtype = VALUES[place]
                 value = values[place] = np.zeros(live, dtype)
@@ -104,7 +103,7 @@ class Restorer:
         if not good:
             raise self._contradiction()
 
-    def _read(self, segment: Segment, times: list[int], worker: ThreadPoolExecutor, *, is_tail: bool) -> None:
+    def _read(self, segment: Segment, times: list[int], worker: Workers, *, is_tail: bool) -> None:
         if len(segment.files) != len(tuple(self._parts)) or segment.extent[0] != sum(e - b for _, b, e in segment.runs):
             raise self._contradiction()
         with contextlib.ExitStack() as stack:
@@ -188,7 +187,7 @@ class Restorer:
             raise self._contradiction()
         times[lane] = begin + count
 
-    def _open(self, file: File, part: Part, count: int, worker: ThreadPoolExecutor) -> Input:
+    def _open(self, file: File, part: Part, count: int, worker: Workers) -> Input:
         """A file of so many entries, after its head."""
         spring = Spring(self._directory, file, worker)
         try:

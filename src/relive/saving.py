@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,20 @@ from numpy.typing import NDArray
 from relive import compression as packing
 from relive._core import Core
 from relive._core import Reader as Native
-from relive.disk import File, Sink, locked, make_directory
+from relive.disk import File, Sink, Workers, locked, make_directory
 from relive.errors import ConfigError, SnapshotError
 from relive.schema import Schema
-from relive.snapshot import MANIFEST, Manifest, Segment, commit, drop_others, file_name, npy_head, read_manifest
+from relive.snapshot import (
+    MANIFEST,
+    Manifest,
+    Segment,
+    check_note,
+    commit,
+    drop_others,
+    file_name,
+    npy_head,
+    read_manifest,
+)
 from relive.strips import VALUES, Part, Parts, parts_of
 
 SEGMENTS = 64
@@ -63,6 +73,7 @@ class Saver:
         """Saves, see `ReplayBuffer.save`. One thread at a time."""
         if compressed:
             packing.library()
+        check_note(note)
         try:
             with (
                 claimed(directory, overwrite, self._last) as (last, number),
@@ -210,8 +221,8 @@ class _Writing:
     def __init__(self, directory: Path, number: int, compressed: bool) -> None:
         self.directory, self.number, self.compressed = directory, number, compressed
         self.written = 0
-        self._worker = ThreadPoolExecutor(1)
-        self._syncing = ThreadPoolExecutor(8)
+        self._worker = Workers(1)
+        self._syncing = Workers(8)
         self._files: list[packing.Output] = []  # still being written, or not on their way to the disk
         self._coming: list[Future[None]] = []  # on their way
 
@@ -219,8 +230,8 @@ class _Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._worker.shutdown()
-        self._syncing.shutdown()
+        self._worker.__exit__()
+        self._syncing.__exit__()
         for file in self._files:
             file.close()
 

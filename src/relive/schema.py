@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Iterator, Mapping
@@ -48,8 +49,16 @@ class Field:
             raise ConfigError(f"Field: expected a dtype and a shape, got {self.dtype!r} and {self.shape!r}.") from error
         if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype is not None:
             raise ConfigError(f"Field: expected a dtype of fixed size, got {dtype}. Python objects cannot be stored.")
-        if any(side < 0 for side in shape) or len(shape) > 30 or math.prod(shape) * dtype.itemsize >= 2**62:
-            raise ConfigError(f"Field: expected at most 30 sides of at least 0 and fewer than 2^62 bytes, got {shape}.")
+        if (
+            any(not 0 <= side < 2**31 for side in shape)
+            or len(shape) > 30
+            or math.prod(shape) * dtype.itemsize >= 2**62
+        ):
+            raise ConfigError(
+                f"Field: expected at most 30 sides of 0 to 2^31 - 1 and fewer than 2^62 bytes, got {shape}."
+            )
+        if not _is_plain(dtype):
+            raise ConfigError(f"Field: expected a dtype that can be written down, got {dtype}. Leave its titles out.")
         for name, value in (("dtype", dtype), ("shape", shape), ("low", _bound(self.low)), ("high", _bound(self.high))):
             object.__setattr__(self, name, value)
         if self.low is None and self.high is None:
@@ -78,6 +87,17 @@ class Field:
 
     def __str__(self) -> str:
         return f"{self.itemdtype} {self.shape}"
+
+
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether a structured dtype is read back as it was written: those with titles are not."""
+    if dtype.names is None:
+        return True
+    try:
+        descr = json.loads(json.dumps(np.lib.format.dtype_to_descr(dtype)))
+        return bool(np.lib.format.descr_to_dtype(_as_tuples(descr)) == dtype)
+    except (TypeError, ValueError):
+        return False
 
 
 def _bound(value: Any) -> int | tuple[int, ...] | None:

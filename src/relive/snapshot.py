@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from relive import disk
+from relive.checks import as_path
 from relive.disk import File
 from relive.errors import ConfigError, SnapshotError
 
@@ -96,11 +97,7 @@ class Manifest:
         return [*(file for segment in segments for file in segment.files if file is not None), *self.values]
 
     def encode(self) -> bytes:
-        """As it is written: JSON with a checksum of its own.
-
-        Raises:
-            ConfigError: a note that JSON cannot hold.
-        """
+        """As it is written: JSON with a checksum of its own."""
         content = {
             **{"identity": self.identity, "number": self.number, "buffer": self.buffer, "lanes": self.lanes},
             **{"selector": self.selector, "epochs": self.epochs},
@@ -109,10 +106,21 @@ class Manifest:
             "values": [file.to_dict() for file in self.values],
             "note": self.note,
         }
-        try:
-            return frame(FORMAT, content)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"note: expected what JSON can hold, got {self.note!r} ({error}).") from None
+        return frame(FORMAT, content)
+
+
+def check_note(note: Any) -> None:
+    """Refuses a note before anything is written for it.
+
+    Raises:
+        ConfigError: JSON cannot hold it.
+    """
+    try:
+        json.dumps(note, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"note: expected what JSON can hold, got a {type(note).__name__} that it cannot ({error})."
+        ) from None
 
 
 def frame(kind: str, content: Any) -> bytes:
@@ -133,6 +141,8 @@ def unframe(path: Path, kind: str) -> Any:
         SnapshotError: it is another one, damaged, or of another version.
         FileNotFoundError: there is none.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SnapshotError(f"{path}: expected a file, got something else. Use another copy.")  # a pipe has no end
     data = path.read_bytes()
     match = _FRAME.fullmatch(data)
     if match is None or match[1].decode(errors="replace") != kind:
@@ -249,7 +259,7 @@ def read_note(path: str | os.PathLike[str]) -> Any:
     Raises:
         SnapshotError: no snapshot, or its manifest is damaged.
     """
-    return read_manifest(Path(path)).note
+    return read_manifest(as_path("read_note", path)).note
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -258,6 +268,6 @@ def verify(path: str | os.PathLike[str]) -> None:
     Raises:
         SnapshotError: something is not as it was written; says which file and where.
     """
-    directory = Path(path)
+    directory = as_path("verify", path)
     for file in read_manifest(directory).files:
         disk.verify(directory, file)

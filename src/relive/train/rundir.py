@@ -111,6 +111,13 @@ def write_file(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def status_in_words(status: str, config: TrainConfig) -> str:
+    """What the `status` of a result means, for people."""
+    if status == "stopped early" and config.stop_return is not None:
+        return f"finished: an evaluation reached {config.stop_return:g} (stop_return)"
+    return status
+
+
 def refuse_finished(run_dir: Path) -> None:
     """Refuse a run that has come to its end.
 
@@ -119,12 +126,16 @@ def refuse_finished(run_dir: Path) -> None:
     """
     path = run_dir / RESULT
     if path.exists() and (status := json.loads(path.read_text(encoding="utf-8"))["status"]) != "interrupted":
-        raise ConfigError(f"{run_dir}: expected a run that was interrupted or killed, got one that is {status}.")
+        words = status_in_words(status, load_config(run_dir))
+        raise ConfigError(f"{run_dir}: expected a run that was interrupted or killed, got one that is {words}.")
 
 
 def save_config(run_dir: Path, config: TrainConfig) -> None:
     """Write config.json."""
-    (run_dir / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with (run_dir / CONFIG).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint is of no use without it
 
 
 def load_config(run_dir: Path) -> TrainConfig:
