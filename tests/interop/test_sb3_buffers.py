@@ -131,6 +131,20 @@ def test_shared_observations(count, tmp_path):
     assert "every end is taken for a termination" in said
 
 
+def test_the_other_byte_order(tmp_path):
+    """Arrays of a machine of the other byte order could be read, but not written again."""
+    buffer = filled(5, ends=[4])
+    for name in ("observations", "next_observations", "actions", "rewards", "dones"):
+        array = getattr(buffer, name)
+        setattr(buffer, name, array.astype(array.dtype.newbyteorder()))
+    source = opened(buffer, tmp_path)
+    found = everything(source)
+    assert found["obs"].dtype == np.float32
+    assert found["obs"][:, 0].tolist() == [0, 1, 2, 3, 4]
+    interop.write(source, tmp_path / "x.npz")
+    assert everything(interop.open(tmp_path / "x.npz"))["reward"].tolist() == [0, 10, 20, 30, 40]
+
+
 def test_dicts_and_spaces(tmp_path):
     space = spaces.Dict({"d": spaces.Discrete(4, start=1), "i": spaces.Box(0, 255, (3, 2, 2), np.uint8)})
     buffer = ReplayBuffer(4, space, spaces.Box(-1, 1, (2, 2), np.float64))

@@ -105,17 +105,22 @@ def rows_of(schema: Schema, block: Block) -> Rows:
 
 
 def block_of(schema: Schema, rows: Rows, lane: int) -> Block:
-    """The inverse of `rows_of`."""
+    """The inverse of `rows_of`. Arrays of the other byte order, as some files hold them, become native here."""
     return Block(
-        unflatten(schema.obs, iter(rows.obs)),
-        unflatten(schema.action, iter(rows.action)),
-        rows.reward,
-        rows.terminated,
-        rows.truncated,
-        unflatten(schema.obs, iter(rows.next_obs)),
-        rows.extras,
+        unflatten(schema.obs, map(native, rows.obs)),
+        unflatten(schema.action, map(native, rows.action)),
+        native(rows.reward),
+        native(rows.terminated),
+        native(rows.truncated),
+        unflatten(schema.obs, map(native, rows.next_obs)),
+        {name: native(leaf) for name, leaf in rows.extras.items()},
         lane,
     )
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values in this machine's byte order, which the dtypes of fields have."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def same_bytes(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from relive.errors import DatasetError
 from relive.interop.about import from_json
-from relive.interop.blocks import spans
+from relive.interop.blocks import native, spans
 from relive.interop.columns import PLAIN, Chunk, Table, flat, source_of_ours
 from relive.interop.foreign import source_of_others
 from relive.interop.source import Source
@@ -40,6 +40,7 @@ def open_npz(path: Path) -> Source:
 
 def _table(path: Path) -> Table:
     columns: dict[str, Field] = {}
+    stored: dict[str, np.dtype[Any]] = {}  # as in the file, maybe of the other byte order
     lengths: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     about = None
@@ -58,7 +59,7 @@ def _table(path: Path) -> Table:
                 elif not shape or (not in_order and len(shape) > 1):
                     unreadable[name] = "a single value" if not shape else "an array in Fortran's order"
                 else:
-                    columns[name], lengths[name] = Field(dtype, shape[1:]), shape[0]
+                    columns[name], lengths[name], stored[name] = Field(dtype, shape[1:]), shape[0], dtype
 
     def chunks(names: Sequence[str], rows: int) -> Iterator[Chunk]:
         with _archive(path) as archive, contextlib.ExitStack() as stack:
@@ -68,7 +69,10 @@ def _table(path: Path) -> Table:
                     streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
                     _header(streams[name])
             for start, stop in spans(min(lengths[name] for name in names), rows):
-                yield {name: _take(path, name, stream, columns[name], stop - start) for name, stream in streams.items()}
+                yield {
+                    name: _take(path, name, stream, stored[name], (stop - start, *columns[name].shape))
+                    for name, stream in streams.items()
+                }
             for name, stream in streams.items():
                 with _naming(path, name):  # what is read to its end has its checksum verified
                     if lengths[name] and math.prod(columns[name].shape) and stream.read(1):
@@ -77,14 +81,16 @@ def _table(path: Path) -> Table:
     return Table(path, "npz", columns, lengths, chunks, about, unreadable)
 
 
-def _take(path: Path, name: str, stream: IO[bytes], field: Field, count: int) -> np.ndarray[Any, Any]:
-    """The next rows of an array."""
-    size = count * field.itemdtype.itemsize * math.prod(field.shape)
+def _take(
+    path: Path, name: str, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """The next rows of an array whose elements are stored as `dtype`; in this machine's byte order."""
+    size = dtype.itemsize * math.prod(shape)
     with _naming(path, name):
         data = stream.read(size)
         if len(data) != size:
             raise DatasetError(f"{path}: {name}: expected {size:,} more bytes, got {len(data):,}. The file is damaged.")
-    return np.frombuffer(data, field.itemdtype).reshape(count, *field.shape)
+    return native(np.frombuffer(data, dtype)).reshape(shape)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from relive.buffer import ReplayBuffer
 from relive.errors import ConfigError, DatasetError, SchemaError
-from relive.interop.blocks import rows_at_once, spans
+from relive.interop.blocks import native, rows_at_once, spans
 from relive.interop.source import Block, Source
 from relive.interop.unpickle import Inert, load
 from relive.samplers import Uniform
@@ -113,7 +113,7 @@ def _array(path: Path, name: str, array: Any, leading: tuple[int, int]) -> NDArr
     if not isinstance(array, np.ndarray) or array.shape[:2] != leading or array.dtype.kind not in "biuf":
         got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise DatasetError(f"{path}: {name}: expected an array {(*leading, '...')}, got {got}.")
-    return array
+    return native(array)
 
 
 def _tree(path: Path, value: Any, space: Any, leading: tuple[int, int], name: str) -> Any:
