@@ -76,6 +76,7 @@ stubs: setup
 bench: setup
 	$(BIN)/python benchmarks/bench_buffer.py
 	$(BIN)/python benchmarks/bench_update.py
+	$(BIN)/python benchmarks/bench_save.py
 
 results: setup
 	$(BIN)/python benchmarks/results.py

@@ -89,6 +89,7 @@ class Row:
     save_to_cp_sync: float
     load_to_cp: float
     increment_to_save: float
+    touch: float
     extra_megabytes: float = 0.0
     push_alone_us: tuple[float, float, float] = (0.0, 0.0, 0.0)
     push_saving_us: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -111,6 +112,12 @@ def copy(source: Path, target: Path, *, sync: bool) -> None:
             os.close(handle)
 
 
+def touch(num_bytes: int) -> None:
+    """Fills fresh memory as a buffer's is made: what no load can do without."""
+    memory = relive.Memory().allocate(-(-num_bytes // 2**21) * 2**21, [(0, -(-num_bytes // 2**21) * 2**21)])
+    np.frombuffer(memory, np.uint8).fill(1)
+
+
 def size(directory: Path, pattern: str = "*") -> float:
     """MB of the files in a directory."""
     return sum(path.stat().st_size for path in directory.glob(pattern)) / 1e6
@@ -119,7 +126,9 @@ def size(directory: Path, pattern: str = "*") -> float:
 def measure(workload: Workload, root: Path, rounds: int) -> Row:
     """Times of one workload."""
     buffer = workload.make()
-    times: dict[str, list[float]] = {name: [] for name in ("cp", "cp_sync", "save", "load", "verify", "again", "more")}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("cp", "cp_sync", "save", "load", "verify", "again", "more", "touch")
+    }
     megabytes = more_megabytes = values = 0.0
     for turn in range(rounds + 1):  # the first warms up
         saved, copied = root / f"saved-{turn}", root / f"copied-{turn}"
@@ -130,6 +139,7 @@ def measure(workload: Workload, root: Path, rounds: int) -> Row:
         took["cp_sync"] = seconds(lambda saved=saved, copied=copied: copy(saved, copied, sync=True))
         shutil.rmtree(copied)
         took["load"] = seconds(lambda saved=saved: relive.load(saved))
+        took["touch"] = seconds(lambda size=int(megabytes * 1e6): touch(size))
         took["verify"] = seconds(lambda saved=saved: snapshot.verify(saved))
         took["again"] = seconds(lambda saved=saved: buffer.save(saved))
         workload.push(buffer, workload.capacity // 100)
@@ -161,6 +171,7 @@ def measure(workload: Workload, root: Path, rounds: int) -> Row:
         ratio("save", "cp_sync"),
         ratio("load", "cp"),
         ratio("more", "save"),
+        median["touch"],
     )
 
 
@@ -236,6 +247,7 @@ def as_markdown(rows: list[Row]) -> str:
         ("over `cp`, on the disk", lambda row: f"{row.save_to_cp_sync:.2f}x"),
         ("**load**", lambda row: speed(row, row.load)),
         ("over `cp`; target 1.5", lambda row: f"{row.load_to_cp:.2f}x"),
+        ("fresh memory of that size, touched", lambda row: f"{row.touch * 1e3:,.0f} ms"),
         ("verify", lambda row: speed(row, row.verify)),
         (
             "**save of 1 % more**",
