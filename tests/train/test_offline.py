@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import relive
-from relive import interop
+from relive import audit, interop
 from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, ReplayError, SchemaError
