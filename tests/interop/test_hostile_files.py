@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import h5py
 import numpy as np
 import pytest
 from sample_sources import contents, everything, numbered
 
+import relive
 from relive import interop
+from relive.interop.files import FORMATS
 
 
 def swapped(columns):
@@ -60,3 +65,28 @@ class TestTheOtherByteOrder:
         source = interop.open(save(swapped(columns_of(obs)), tmp_path / f"a.{suffix}"))
         interop.write(source, tmp_path / "b.npz")
         assert contents(interop.open(tmp_path / "b.npz")) == contents(source)
+
+
+@pytest.mark.parametrize("format", [None, *FORMATS])
+@pytest.mark.parametrize("name", [".", "manifest.json", "metadata.json", "main_data.hdf5"])
+def test_a_pipe_is_refused_and_never_waited_for(name, format, tmp_path):
+    """Opening one for reading waits until somebody writes to it."""
+    folder = tmp_path / "data"
+    if name == ".":
+        os.mkfifo(folder)
+    else:
+        folder.mkdir()
+        os.mkfifo(folder / name)
+
+    def late(*_):
+        raise AssertionError("it waited for the pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for path in (folder, folder / name):
+            signal.alarm(10)
+            with pytest.raises(relive.ReplayError):
+                interop.open(path, format=format, trust_pickle=True)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -105,6 +105,20 @@ def test_spaces_within_spaces(tmp_path):
     assert block.next_obs["z"][1].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["terminations", "truncations"])
+@pytest.mark.parametrize("value", [np.nan, 2.0, -9.0])
+def test_numbers_that_are_no_flags(name, value, tmp_path):
+    """They were taken for True, without a word."""
+    wrong = episode(3)
+    wrong[name] = np.array([0, value, 1.0])
+    source = interop.open(save(tmp_path, [episode(2), wrong]))
+    with pytest.raises(relive.ReplayError, match=f"episode_1/{name}: expected flags, 0 or 1, got {value}"):
+        list(source.blocks())
+    wrong[name] = np.array([0, 0, 1.0])
+    (_, block) = interop.open(save(tmp_path, [episode(2), wrong])).blocks()
+    assert getattr(block, name.replace("ions", "ed")).tolist() == [False, False, True]
+
+
 def test_infos_are_extras(tmp_path):
     one, two = episode(3), episode(2)
     for data, steps in ((one, 3), (two, 2)):

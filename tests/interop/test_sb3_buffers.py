@@ -218,6 +218,49 @@ def test_a_buffer_whose_arrays_are_missing(tmp_path):
         opened(buffer, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("pos", 9, r"pos: expected an integer in \[0, 8\], got 9"),
+        ("pos", -3, "pos: expected an integer"),
+        ("pos", 2.5, r"pos: expected an integer in \[0, 8\], got 2.5"),
+        ("pos", np.zeros(2), "pos: expected an integer"),
+        ("n_envs", 0, "n_envs: expected an integer at least 1, got 0"),
+        ("buffer_size", 10**15, "rewards: expected an array"),
+        ("full", "yes", "full: expected True or False, got 'yes'"),
+        ("optimize_memory_usage", np.zeros(2), "optimize_memory_usage: expected True or False"),
+        ("handle_timeout_termination", np.zeros(2), "handle_timeout_termination: expected True or False"),
+        ("timeouts", None, "timeouts: expected an array"),
+    ],
+)
+def test_a_buffer_that_contradicts_itself(name, value, words, tmp_path):
+    """Such states raised IndexError or ValueError, or gave rows that were never stored."""
+    buffer = filled(3)
+    setattr(buffer, name, value)
+    with pytest.raises(relive.ReplayError, match=rf"buffer.pkl: {words}"):
+        opened(buffer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dones", "timeouts"])
+@pytest.mark.parametrize("value", [np.nan, 2.0, -1.0])
+def test_numbers_that_are_no_flags(name, value, tmp_path):
+    """They were taken for True."""
+    buffer = filled(3)
+    getattr(buffer, name)[1] = value
+    with pytest.raises(relive.ReplayError, match=f"buffer.pkl: {name}: expected flags, 0 or 1, got {value}"):
+        list(opened(buffer, tmp_path).blocks())
+
+
+def test_a_pickle_that_asks_for_more_memory_than_there_is(tmp_path):
+    """An array that no file of this size holds."""
+    module, name = b"numpy", b"ndarray"
+    array = b"\x8c" + bytes([len(module)]) + module + b"\x8c" + bytes([len(name)]) + name + b"\x93"
+    shape = b"(" + b"J\xff\xff\xff\x7f" * 2 + b"t\x8c\x02u1\x86R."  # ((2^31 - 1, 2^31 - 1), "u1")
+    (tmp_path / "buffer.pkl").write_bytes(b"\x80\x04" + array + shape)
+    with pytest.raises(relive.ReplayError, match=r"buffer.pkl: expected a pickle that fits into memory"):
+        interop.open(tmp_path / "buffer.pkl", trust_pickle=True)
+
+
 class TestToSb3:
     def buffer(self, lanes=2, steps=5, **extras):
         schema = relive.Schema(Field("float32", (2,)), Field("int64", (), 0, 2), extras, lanes=lanes)

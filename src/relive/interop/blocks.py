@@ -123,6 +123,19 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def as_flags(values: NDArray[Any], where: str) -> NDArray[np.bool_]:
+    """Flags that a file holds as numbers.
+
+    Raises:
+        DatasetError: others than 0 and 1, of which nobody knows whether they mean an end.
+    """
+    if values.dtype != np.bool_:
+        odd = values[~np.isin(values, (0, 1))]
+        if len(odd):
+            raise DatasetError(f"{where}: expected flags, 0 or 1, got {odd[0]} ({len(odd):,} such).")
+    return values.astype(np.bool_, copy=False)
+
+
 def same_bytes(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether row i of one is byte for byte row i of the other: bool [T]."""
     count = len(first)

@@ -63,6 +63,7 @@ def open(path: str | os.PathLike[str], *, format: str | None = None, trust_pickl
     place = Path(path)
     if not place.exists():
         raise ConfigError(f"{place}: expected a dataset, got nothing there.")
+    _check_kind_of_file(place)
     kind = _known(format, FORMATS) if format is not None else detect(place)
     if kind == "minari":
         return _guarded(open_minari, _minari_dir(place))
@@ -76,7 +77,7 @@ def open(path: str | os.PathLike[str], *, format: str | None = None, trust_pickl
                 f"{place}: expected a format without code, got a pickle. If you know where it comes from, say so: "
                 "trust_pickle=True (--trust-pickle)."
             )
-        return open_sb3(place)
+        return _guarded(open_sb3, place)
     openers: dict[str, Callable[[Path], Source]] = {"d4rl": open_d4rl, "parquet": open_parquet, "npz": open_npz}
     return _guarded(openers[kind], place)
 
@@ -140,6 +141,7 @@ def detect(path: Path) -> str:
         )
     if path.name == DATA and (path.parent / METADATA).is_file():
         return "minari"
+    _check_kind_of_file(path)
     with path.open("rb") as file:
         start = file.read(4)
     kind = _MAGIC.get(start) or ("sb3" if start[:2] in _PROTOCOLS else None)
@@ -151,6 +153,12 @@ def detect(path: Path) -> str:
     return kind
 
 
+def _check_kind_of_file(path: Path) -> None:
+    """Refuses pipes, sockets and devices, which may never end and may not even be opened without waiting."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path}: expected a file or directory, got a pipe, socket or device.")
+
+
 def _minari_dir(path: Path) -> Path:
     """Where metadata.json lies: the directory given, its `data`, or that of the file given."""
     if path.is_file():
@@ -159,10 +167,13 @@ def _minari_dir(path: Path) -> Path:
 
 
 def _is_snapshot(path: Path) -> bool:
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        return False
     try:
-        return bool(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == "relive snapshot")
+        return bool(json.loads(manifest.read_text(encoding="utf-8"))["format"] == "relive snapshot")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return (path / "manifest.json").is_file()  # a damaged one: let `load` say what is wrong with it
+        return True  # a damaged one: let `load` say what is wrong with it
 
 
 def _open_snapshot(path: Path) -> Source:

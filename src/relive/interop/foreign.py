@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive.errors import DatasetError
-from relive.interop.blocks import Rows, block_of, rows_at_once
+from relive.interop.blocks import Rows, as_flags, block_of, rows_at_once
 from relive.interop.columns import Chunk, Layout, Table
 from relive.interop.source import Block, Source
 from relive.schema import RESERVED, Field, Schema, Tree
@@ -236,10 +236,7 @@ def _ends(found: Found, chunk: Chunk) -> tuple[NDArray[np.bool_], NDArray[np.boo
     for role in ("terminated", "done", "truncated"):
         column = found.scalars.get(role)
         if column is not None:
-            values = chunk[column].reshape(-1)
-            flags[role] = values.astype(np.bool_)
-            if values.dtype != np.bool_ and not np.isin(values, (0, 1)).all():
-                raise DatasetError(f"{found.table.path}: {column}: expected flags, 0 or 1, got other numbers.")
+            flags[role] = as_flags(chunk[column].reshape(-1), f"{found.table.path}: {column}")
     truncated = flags.get("truncated")
     if truncated is None:
         truncated = np.zeros_like(next(iter(flags.values())))

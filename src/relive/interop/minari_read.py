@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from relive.errors import DatasetError
 from relive.interop.about import from_dict
-from relive.interop.blocks import Rows, block_of, rows_at_once, spans
+from relive.interop.blocks import Rows, as_flags, block_of, rows_at_once, spans
 from relive.interop.foreign import as_reward
 from relive.interop.hdf5 import datasets, field_of, find, is_dataset, naming, reading
 from relive.interop.minari import DATA, INDEX, METADATA, paths
@@ -120,7 +120,8 @@ class _Reader:
             extras[name] = take(f"infos/{name}", leaf, start + has_reset, stop + has_reset, steps + has_reset)
         reward = take("rewards", None, start, stop, steps)
         terminated, truncated = (
-            take(name, None, start, stop, steps).astype(np.bool_) for name in ("terminations", "truncations")
+            as_flags(take(name, None, start, stop, steps), f"{self.file}: episode_{number}/{name}")
+            for name in ("terminations", "truncations")
         )
         if self.reward is None and stop == steps and not terminated[-1]:
             truncated[-1] = True  # an episode of Minari's ends where its group does
@@ -333,6 +334,8 @@ def load_metadata(path: Path) -> dict[str, Any]:
         DatasetError: no JSON object, or the data lie in another format.
     """
     place = path / METADATA
+    if not place.is_file():
+        raise DatasetError(f"{place}: expected Minari's metadata, got no file.")
     try:
         metadata = json.loads(place.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from relive.buffer import ReplayBuffer
 from relive.errors import ConfigError, DatasetError, SchemaError
-from relive.interop.blocks import native, rows_at_once, spans
+from relive.interop.blocks import as_flags, native, rows_at_once, spans
 from relive.interop.source import Block, Source
 from relive.interop.unpickle import Inert, load
 from relive.samplers import Uniform
@@ -38,12 +39,18 @@ def open_sb3(path: Path) -> Source:
         return _source(path, vars(found))
     except (KeyError, AttributeError, TypeError, IndexError) as error:
         raise DatasetError(f"{path}: expected a replay buffer of Stable-Baselines3, got one without {error}.") from None
+    except ConfigError as error:  # a field that cannot be
+        raise DatasetError(f"{path}: {error}") from None
 
 
 def _source(path: Path, state: Mapping[str, Any]) -> Source:
-    size, lanes = int(state["buffer_size"]), int(state["n_envs"])
-    full, pos = bool(state["full"]), int(state["pos"])
-    shared = bool(state.get("optimize_memory_usage", False))
+    size, lanes = (_whole(path, name, state[name], 1) for name in ("buffer_size", "n_envs"))
+    pos = _whole(path, "pos", state["pos"], 0, size)
+    full = _switch(path, "full", state["full"])
+    shared = _switch(path, "optimize_memory_usage", state.get("optimize_memory_usage", False))
+    rewards, dones, timeouts = (
+        _array(path, name, state[name], (size, lanes)) for name in ("rewards", "dones", "timeouts")
+    )
     notes = []
     order = np.concatenate([np.arange(pos, size), np.arange(pos)]) if full else np.arange(pos)
     if shared and full:
@@ -56,11 +63,8 @@ def _source(path: Path, state: Mapping[str, Any]) -> Source:
             "optimize_memory_usage: the final observations of episodes were overwritten; what stands there instead, "
             "the next episode's first, is given as it is (targets ignore it after a termination)"
         )
-    if not state.get("handle_timeout_termination", False):
+    if not _switch(path, "handle_timeout_termination", state.get("handle_timeout_termination", False)):
         notes.append("no time-outs (handle_timeout_termination is off): every end is taken for a termination")
-    rewards, dones, timeouts = (
-        _array(path, name, state[name], (size, lanes)) for name in ("rewards", "dones", "timeouts")
-    )
     obs = _tree(path, state["observations"], state.get("observation_space"), (size, lanes), "observations")
     following = obs
     if not shared:
@@ -82,7 +86,8 @@ def _source(path: Path, state: Mapping[str, Any]) -> Source:
             for start, stop in spans(len(order), rows):
                 here = order[start:stop]
                 there = (here + 1) % size if shared else here
-                done, timeout = dones[here, lane] != 0, timeouts[here, lane] != 0
+                done = as_flags(dones[here, lane], f"{path}: dones")
+                timeout = as_flags(timeouts[here, lane], f"{path}: timeouts")
                 yield Block(
                     take(obs, here, lane),
                     take(actions, here, lane),
@@ -107,6 +112,23 @@ class _Leaf:
 
 def _first(leaf: _Leaf) -> Field:
     return leaf.field
+
+
+def _whole(path: Path, name: str, value: Any, least: int, most: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= (number if most is None else most):
+        wanted = f"at least {least}" if most is None else f"in [{least}, {most}]"
+        raise DatasetError(f"{path}: {name}: expected an integer {wanted}, got {value!r:.40}.")
+    return number
+
+
+def _switch(path: Path, name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise DatasetError(f"{path}: {name}: expected True or False, got {value!r:.40}.")
+    return bool(value)
 
 
 def _array(path: Path, name: str, array: Any, leading: tuple[int, int]) -> NDArray[Any]:

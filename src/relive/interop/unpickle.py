@@ -121,8 +121,12 @@ def load(path: Path) -> Any:
     with path.open("rb") as file:
         try:
             return _Restricted(file, path).load()
-        except (DatasetError, MemoryError):
+        except DatasetError:
             raise
+        except MemoryError:
+            raise DatasetError(
+                f"{path}: expected a pickle that fits into memory, got one that asks for more than there is."
+            ) from None
         except Exception as error:  # whatever damaged bytes make the machine of pickles do
             said = str(error).partition("\n")[0].rstrip(".")
             raise DatasetError(f"{path}: expected a pickle, got what cannot be read ({said}).") from None
