@@ -19,7 +19,8 @@ from PIL import Image, ImageSequence
 from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig, preset
 from relive.train import load_config
-from relive.train.log import read_metrics
+from relive.train.log import RunLog, read_metrics
+from relive.train.loop import Trainer
 
 TINY = ("--steps", "400", "--learning-starts", "200", "--final-eval-episodes", "5", "--eval-episodes", "3")
 WITHOUT = "import sys; sys.modules['{}'] = None; from relive.cli import main; sys.exit(main())"
@@ -127,6 +128,10 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ),
         ("train CartPole-v1 --offline-updates 9", r"offline_updates: expected 20000, its default, without a dataset"),
         ("train CartPole-v1 --newest 65", r"newest: expected at most batch_size=64, got 65"),
+        (
+            "train CartPole-v1 --checkpoint-every abc",
+            r": --checkpoint-every: expected None or INT, got 'abc'\. See rel",
+        ),
         ("train CartPole-v1 --checkpoint-every 0", r"checkpoint_every: expected an integer >= 1, got 0"),
         ("train --resume", r"--resume: expected a run directory and nothing else, got '--resume'"),
         ("train --resume nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
@@ -361,6 +366,42 @@ def test_a_signal_ends_a_run_with_everything_written(tmp_path: Path, number: sig
         picture.verify()
 
 
+def test_a_run_interrupted_before_its_first_checkpoint_says_that_it_cannot_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: silence, and `--resume` tried in vain; a killed run of which `info` does not say how it goes on."""
+    monkeypatch.chdir(tmp_path)
+    advance = Trainer.advance
+
+    def interrupted(trainer: Trainer, log: RunLog) -> None:
+        advance(trainer, log)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "advance", interrupted)
+    code = main(["train", "CartPole-v1", "--checkpoint-every", "3000", "--out", "run"])
+    assert code == 128 + signal.SIGTERM
+    said = "It cannot be resumed: there is no checkpoint yet, its first was due at step 3,000."
+    assert said in capsys.readouterr().out
+    for _ in ("ended by a signal", "killed"):
+        assert main(["info", "run"]) == 0
+        assert re.search(r"\n  to resume  +impossible: no checkpoint yet\n", capsys.readouterr().out)
+        (tmp_path / "run" / "result.json").unlink(missing_ok=True)
+
+
+def test_a_run_from_data_that_reached_its_return_says_why_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: 10 of 50 updates without a word, or as if something had gone wrong."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", "CartPole-v1", "--policy", "random", "--steps", "200", "--out", "d.npz"]) == 0
+    args = ["--offline-updates", "50", "--eval-every", "10", "--stop-return", "1", "--threshold", "None"]
+    args += ["--eval-episodes", "1", "--final-eval-episodes", "1", "--out", "run"]
+    assert main(["train", "CartPole-v1", "--offline", "d.npz", *args]) == 0
+    assert "\nFrom d.npz alone (an evaluation reached 1), 10 updates, " in capsys.readouterr().out
+    assert main(["info", "run"]) == 0
+    assert re.search(r"\n  status  +finished: an evaluation reached 1 \(stop_return\)\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("every", "needs"), [(1999, 2000), (2000, None)])
 def test_checkpoints_that_cut_every_long_episode_off_are_told(
     every: int, needs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -389,9 +430,11 @@ def test_an_interrupted_run_says_how_to_resume_it_and_can_be(tmp_path: Path) -> 
         process.send_signal(signal.SIGTERM)
         output, complaints = process.communicate(timeout=30)
     assert (process.returncode, complaints) == (128 + signal.SIGTERM, "")
+    told = relive("info", "a run", cwd=tmp_path).stdout
     said = re.search(r"\nResume: relive (train --resume 'a run') \(goes on from step ([\d,]+)\)\n", output)
     assert said
     assert re.search(r"\n  checkpoint  +what", output)
+    assert re.search(rf"\n  to resume  +relive {said[1]} \(goes on from step {said[2]}\)\n", told)
     done = relive(*shlex.split(said[1]), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Resuming CartPole-v1, seed 0, at step {said[2]}, its last checkpoint." in done.stdout

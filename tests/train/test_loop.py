@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import relive
 from relive.dqn import AgentConfig, TrainConfig, Update, preset
 from relive.errors import ConfigError
-from relive.train import evaluate, load_config, load_policy, plot_runs, train
+from relive.train import evaluate, load_config, load_policy, plot_runs, resume, train
 from relive.train.environments import make_training_envs
 from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Act, Evaluation
 from relive.train.log import RunLog, read_metrics
@@ -244,6 +245,10 @@ def test_stop_return_ends_the_run_at_an_evaluation(tmp_path: Path) -> None:
     """Bug: the run goes on, or ends on the noisy returns of training episodes."""
     result = train(replace(TINY, stop_return=1.0, threshold=1.0), tmp_path / "run")
     assert (result.status, result.steps, result.passed) == ("stopped early", 300, True)
+    words = r"finished: an evaluation reached 1 \(stop_return\)"  # nothing went wrong, nothing is left to do
+    assert re.search(rf"\| ended \| {words} \|", (tmp_path / "run" / "summary.md").read_text())
+    with pytest.raises(ConfigError, match=f"interrupted or killed, got one that is {words}"):
+        resume(tmp_path / "run")
 
 
 def test_threshold_is_judged_by_the_final_evaluation(tmp_path: Path) -> None:

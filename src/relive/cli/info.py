@@ -2,18 +2,22 @@
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from relive.cli.counting import counted
 from relive.cli.options import parse
-from relive.errors import ConfigError
+from relive.errors import ConfigError, SnapshotError
 from relive.interop import Source, open
 from relive.interop.summary import Spread, Summary, summarise
 from relive.schema import Field, leaves
 from relive.storage import format_bytes
+
+if TYPE_CHECKING:
+    from relive.dqn import TrainConfig
 
 DESCRIPTION = (
     "Say what lies at a path: of a dataset or snapshot its fields, transitions, episodes, returns, how episodes end, "
@@ -101,26 +105,43 @@ def size_on_disk(path: Path) -> int:
 
 
 def _of_run(path: Path) -> list[tuple[str, str]]:
-    from relive.train.rundir import CONTENTS, RESULT, load_config
+    from relive.train.rundir import CONTENTS, RESULT, load_config, status_in_words
 
     config = load_config(path)
     rows = [("a run", f"{config.env}, seed {config.seed}, {config.steps:,} steps")]
-    result = path / RESULT
+    result, status = path / RESULT, ""
     if result.is_file():
         try:
             found = json.loads(result.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{result}: expected JSON, got something else ({error}).") from None
         if isinstance(found, dict):
+            status = str(found.get("status"))
+            found |= {"status": status_in_words(status, config)}
             rows += [(key, _value(value)) for key, value in found.items() if isinstance(value, str | int | float)]
     else:
         rows.append(("status", "no result yet: it is running, or was killed"))
+    if status in ("", "interrupted"):
+        rows.append(("to resume", _how_to_resume(path, config)))
     for pattern, what in CONTENTS.items():
         there = list(path.glob(pattern))
         if there:
             rows.append((pattern, f"{what}, {format_bytes(sum(map(size_on_disk, there)))}"))
     rows.append(("on disk", format_bytes(size_on_disk(path))))
     return rows
+
+
+def _how_to_resume(path: Path, config: "TrainConfig") -> str:
+    """What to do about a run that has not come to its end."""
+    from relive.train.checkpoint import checkpoint_step
+
+    try:
+        step = checkpoint_step(path)
+    except SnapshotError as error:
+        return f"impossible: {error}"
+    if step is not None:
+        return f"relive train --resume {shlex.quote(str(path))} (goes on from step {step:,})"
+    return "impossible: " + ("no checkpoint yet" if config.checkpoint_every else "it makes no checkpoints")
 
 
 def _value(value: str | int | float) -> str:

@@ -55,10 +55,18 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 def _one_line(boxed: str) -> str:
     """The words of tyro's message without its frame and without its own pointer to the help."""
-    words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", boxed)
+    words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{4,}", " ", boxed)
     words = re.split(r"For full helptext|Argument helptext", words)[0]
     title = r"^(?:Parsing error|Value error|Required options?|Missing arguments?|Invalid choice)\s*(?:Error parsing )?"
-    return re.sub(title, "", " ".join(words.split())).replace(" (required)", "").rstrip(".") + "."
+    words = re.sub(title, "", " ".join(words.split()))
+    # What may be None too is a union: of each of its types tyro says, in Python's words, why the value is not that.
+    words = re.sub(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*", _expected, words)
+    return words.replace(" (required)", "").rstrip(".") + "."
+
+
+def _expected(found: re.Match[str]) -> str:
+    """`{None}|INT` and `'abc'` -> expected None or INT, got 'abc'."""
+    return f"expected {re.sub('[{}]', '', found[1]).replace('|', ' or ')}, got {found[2]}"
 
 
 def _unknown(kind: type[Any], unknown: Sequence[str], prog: str) -> str:

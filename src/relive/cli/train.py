@@ -146,6 +146,9 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         outcome = f"Ended by {result.signal} at {place}; everything up to there is written."
         if (step := checkpoint_step(run_dir)) is not None:
             outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from step {step:,})"
+        elif config.checkpoint_every is not None:
+            first = f"its first was due at step {config.checkpoint_every:,}"
+            outcome += f"\nIt cannot be resumed: there is no checkpoint yet, {first}. Train it anew."
     else:
         outcome = headline(result)[0].upper() + headline(result)[1:]
     learning = result.seconds - result.eval_seconds
@@ -165,8 +168,8 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
 
 
 def _steps(config: TrainConfig, result: Result) -> str:
+    early = result.status == "stopped early"
+    reached = f" (an evaluation reached {config.stop_return:g})" if early else ""
     if config.offline is not None and not config.online:
-        return f"From {config.offline} alone"
-    if result.status == "stopped early":
-        return f"{result.steps:,} of {config.steps:,} steps (an evaluation reached {config.stop_return:g})"
-    return f"{result.steps:,} steps"
+        return f"From {config.offline} alone{reached}"
+    return f"{result.steps:,}{f' of {config.steps:,}' if early else ''} steps{reached}"

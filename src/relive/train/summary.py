@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from relive.dqn import AgentConfig, TrainConfig
 from relive.train.evaluate import Evaluation
-from relive.train.rundir import CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, write_file
+from relive.train.rundir import CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, status_in_words, write_file
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| ended | {result.status}{f' by {result.signal}' if result.signal else ''} |",
+        f"| ended | {status_in_words(result.status, config)}{f' by {result.signal}' if result.signal else ''} |",
         *_course(config, result),
         f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
         f"| training episodes | {result.episodes:,} |",
