@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import relive
 from relive import interop
 from relive.cli import main
 
@@ -144,3 +145,56 @@ def test_datasets_need_the_extra_interop_only(tmp_path):
     assert done.returncode == 2
     assert done.stderr.endswith("Install it: pip install 'relive[interop]'\n")
     assert run_without(["tyro"], "plot", path).stderr.endswith("Install it: pip install 'relive[train]'\n")
+
+
+def filled(**options):
+    """A buffer of five transitions."""
+    buffer = relive.ReplayBuffer(20, seed=5, **options)
+    for step in range(5):
+        buffer.push(np.zeros(2, np.float32), 1, float(step), step == 4, np.zeros(2, np.float32))
+    return buffer
+
+
+def test_info_tells_a_snapshot_from_a_file(tmp_path, capsys):
+    """It once said that the priorities were lost, which a snapshot holds."""
+    filled(sampler=relive.Prioritized(alpha=0.7)).save(tmp_path / "snap", note={"step": 3})
+    code, out, _ = run(capsys, "info", tmp_path / "snap")
+    rows = table(out)
+    assert code == 0
+    assert (rows["capacity"], rows["seed"], rows["saved with"]) == ("20", "5", 'note={"step": 3}')
+    assert rows["sampler"].startswith("Prioritized(alpha=0.7, ")
+    assert rows["view"] == "Transitions(n=1, gamma=0.99, stack=1, padding='repeat')"
+    assert "priorities" in rows
+    assert "no part of a dataset" not in out
+    filled().save(tmp_path / "plain")
+    rows = table(run(capsys, "info", tmp_path / "plain")[1])
+    assert "saved with" not in rows
+    assert "priorities" not in rows
+
+
+def test_directories_that_are_no_dataset_say_what_to_use(tmp_path, capsys):
+    with_checkpoint, without = tmp_path / "run", tmp_path / "other"
+    for made in (with_checkpoint, without):
+        made.mkdir()
+        (made / "config.json").write_text("{}")
+    filled().save(with_checkpoint / "checkpoint" / "replay")
+    filled(storage=relive.Mmap(tmp_path / "mapped"))
+    replay = with_checkpoint / "checkpoint" / "replay"
+    for path, words in (
+        (with_checkpoint, f"a run. The transitions in it are a snapshot: use {replay}"),
+        (with_checkpoint / "checkpoint", f"a run's checkpoint. The transitions in it are a snapshot: use {replay}"),
+        (without, "a run that keeps no transitions. Train with --checkpoint-every"),
+        (tmp_path / "mapped", "relive.attach(path)"),
+    ):
+        code, _, err = run(capsys, "convert", path, tmp_path / "x.npz")
+        assert code == 2
+        assert words in err
+    assert run(capsys, "convert", replay, tmp_path / "x.npz")[0] == 0
+
+
+def test_hdf5_is_a_format(tmp_path, capsys):
+    interop.write(interop.of_buffer(filled()), tmp_path / "a.npz")
+    assert run(capsys, "convert", tmp_path / "a.npz", tmp_path / "b", "--to", "hdf5")[0] == 0
+    for command in ("info", "check"):
+        assert run(capsys, command, tmp_path / "b", "--format", "hdf5")[0] == 0
+    assert interop.open(tmp_path / "b").format == "d4rl"

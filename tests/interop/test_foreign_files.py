@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_sources import everything, numbered
+from sample_sources import as_source, everything, numbered
 
 import relive
 from relive import interop
@@ -250,6 +252,31 @@ def test_what_is_no_dataset_is_refused(name, tmp_path):
     change(columns)
     with pytest.raises(relive.ReplayError, match=f"data.npz: {words}"):
         interop.open(save(tmp_path, columns, "npz"))
+
+
+def test_a_file_of_ours_that_was_edited_says_how_to_read_it(tmp_path):
+    """A user who dropped rows was told of shapes, not that the file itself still told of the old ones."""
+    interop.write(as_source(numbered(4)), tmp_path / "ours.npz")
+    with np.load(tmp_path / "ours.npz") as file:
+        arrays = {name: file[name] for name in file.files if name != "relive"}
+        about = file["relive"]
+    np.savez(tmp_path / "edited.npz", relive=about, **{name: array[:3] for name, array in arrays.items()})
+    words = r"expected 4 rows, got 3\. The file's own array `relive` demands it; without that it is an ordinary file"
+    with pytest.raises(relive.ReplayError, match=words):
+        interop.open(tmp_path / "edited.npz")
+    np.savez(tmp_path / "ordinary.npz", **{name: array[:3] for name, array in arrays.items()})
+    assert interop.open(tmp_path / "ordinary.npz").num_transitions == 3
+
+
+@pytest.mark.parametrize("members", [["model/data.pkl", "model/data/0"], ["data", "policy.pth", "_version"], ["x.txt"]])
+def test_zips_of_others(members, tmp_path):
+    """Weights and models were refused with all names that an observation may have."""
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        for member in members:
+            archive.writestr(member, b"")
+    what = "a zip of other files" if members == ["x.txt"] else "a file or model of PyTorch, not a dataset"
+    with pytest.raises(relive.ReplayError, match=rf"model.zip: expected arrays, got {what}\.$"):
+        interop.open(tmp_path / "model.zip")
 
 
 class TestParquet:

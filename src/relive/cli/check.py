@@ -9,6 +9,7 @@ from pathlib import Path
 from relive.audit import Check, Finding, Report, check_path
 from relive.cli.options import parse
 from relive.errors import ConfigError, SnapshotError
+from relive.interop.files import ReadFormat
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,10 @@ class Options:
 
     path: Path
     """Snapshot, dataset (Minari, HDF5, Parquet, NPZ, Stable-Baselines3), or directory of a run."""
-    format: str | None = None
-    """Format of a dataset, where its looks do not tell."""
+    format: ReadFormat | None = None
+    """Format of the dataset. None: what it looks like."""
     trust_pickle: bool = False
-    """Open a pickle, as Stable-Baselines3 saves its buffers. Only arrays are read from it, nothing is run."""
+    """Read a replay buffer that Stable-Baselines3 pickled. You should know where it comes from."""
     json: bool = False
     """Print the report as JSON."""
     resume: bool = False

@@ -10,7 +10,7 @@ from relive.cli.counting import counted
 from relive.cli.options import parse
 from relive.errors import ConfigError
 from relive.interop import write
-from relive.interop.files import check_target
+from relive.interop.files import WriteFormat, check_target
 from relive.train import load_config, load_policy
 from relive.train.collect import collect
 from relive.train.evaluate import Act
@@ -43,7 +43,7 @@ class Options:
     """How often a run's policy takes a random action instead: data of mixed quality."""
     weights: Literal["best", "last"] | None = None
     """Weights of the run. None: those that it kept."""
-    format: Literal["minari", "d4rl", "parquet", "npz", "snapshot"] | None = None
+    format: WriteFormat | None = None
     """Format to write. None: by the suffix."""
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from relive.cli.counting import counted
 from relive.cli.options import parse
 from relive.interop import open, write
-from relive.interop.files import check_target
+from relive.interop.files import ReadFormat, WriteFormat, check_target
 
 DESCRIPTION = (
     "Read a dataset and write it in another format: Minari, HDF5 in D4RL's manner, Parquet, NPZ, or a snapshot of "
@@ -27,11 +27,9 @@ class Options:
     out: Path
     """File or directory to write. Its suffix says the format: .parquet, .npz, .hdf5 or .h5 (D4RL), .snapshot, .minari
     or none (Minari)."""
-    from_format: Annotated[
-        Literal["minari", "d4rl", "parquet", "npz", "sb3", "snapshot"] | None, tyro.conf.arg(name="from")
-    ] = None
+    from_format: Annotated[ReadFormat | None, tyro.conf.arg(name="from")] = None
     """Format of the dataset. None: what it looks like."""
-    to: Literal["minari", "d4rl", "parquet", "npz", "snapshot"] | None = None
+    to: WriteFormat | None = None
     """Format to write. None: by the suffix."""
     trust_pickle: bool = False
     """Read a replay buffer that Stable-Baselines3 pickled. You should know where it comes from."""

@@ -6,18 +6,24 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from relive.cli.counting import counted
 from relive.cli.options import parse
 from relive.errors import ConfigError, SnapshotError
 from relive.interop import Source, open
+from relive.interop.buffers import PRIORITIES
+from relive.interop.files import ReadFormat
 from relive.interop.summary import Spread, Summary, summarise
 from relive.schema import Field, leaves
+from relive.snapshot import read_manifest
 from relive.storage import format_bytes
 
 if TYPE_CHECKING:
     from relive.dqn import TrainConfig
+
+MOST_NOTE = 200
+"""Characters of a note that are shown."""
 
 DESCRIPTION = (
     "Say what lies at a path: of a dataset or snapshot its fields, transitions, episodes, returns, how episodes end, "
@@ -31,7 +37,7 @@ class Options:
 
     path: Path
     """A dataset, a snapshot, or the directory of a run."""
-    format: Literal["minari", "d4rl", "parquet", "npz", "sb3", "snapshot"] | None = None
+    format: ReadFormat | None = None
     """Format of the dataset. None: what it looks like."""
     trust_pickle: bool = False
     """Read a replay buffer that Stable-Baselines3 pickled. You should know where it comes from."""
@@ -71,8 +77,37 @@ def _of_dataset(source: Source, summary: Summary, path: Path) -> list[tuple[str,
         *((name, _field(leaf)) for name, leaf in fields),
         *([("stacked", f"observations are stacks of {plain.stacked}")] if plain.stacked > 1 else []),
         ("on disk", format_bytes(size) + each),
-        *(("note", note) for note in source.notes),
+        *(_of_snapshot(path) if source.format == "snapshot" else ()),
+        *(("note", note) for note in source.notes if source.format != "snapshot" or note != PRIORITIES),
     ]
+
+
+def _of_snapshot(path: Path) -> list[tuple[str, str]]:
+    """What a snapshot holds besides its transitions."""
+    manifest = read_manifest(path)
+    buffer = manifest.buffer
+    rows = [
+        ("capacity", f"{buffer['capacity']:,}"),
+        ("seed", f"{buffer['seed']}"),
+        ("sampler", _axis(buffer["sampler"])),
+        ("view", _axis(buffer["view"])),
+    ]
+    if any("-masses." in file.name for file in manifest.values):
+        rows.append(("priorities", "as they were; relive.load brings them back"))
+    if manifest.note is not None:
+        said = json.dumps(manifest.note)
+        rows.append(("saved with", f"note={said if len(said) <= MOST_NOTE else said[:MOST_NOTE] + '...'}"))
+    return rows
+
+
+def _axis(saved: dict[str, Any]) -> str:
+    """A sampler or view as one would write it; options that are None are left away."""
+    options = {key: value for key, value in saved.items() if key not in ("name", "custom") and value is not None}
+    words = (
+        f"{key}={_axis({'name': 'Hindsight', **value}) if isinstance(value, dict) else repr(value)}"
+        for key, value in options.items()
+    )
+    return f"{saved['custom']} (code of its user)" if "custom" in saved else f"{saved['name']}({', '.join(words)})"
 
 
 def _episodes(summary: Summary) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from relive.interop.source import Block, Source
 from relive.schema import Field, Schema, Tree
 
 Chunk = dict[str, NDArray[Any]]
+
+ABOUT = {"npz": "array `relive`", "d4rl": "dataset `metadata/relive`", "parquet": "metadata `relive`"}
+"""Where a file of each format tells about itself, if it is ours."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,18 @@ class Table:
                 continue  # there is nothing to store
             found = self.columns.get(name)
             if found is None:
-                raise DatasetError(f"{self.path}: {name}: expected {wanted}, got {self.unreadable.get(name, 'none')}.")
-            if (found.itemdtype, found.shape) != (wanted.itemdtype, wanted.shape):
-                raise DatasetError(f"{self.path}: {name}: expected {wanted}, got {found}.")
-            if self.lengths[name] != num_rows:
-                raise DatasetError(f"{self.path}: {name}: expected {num_rows:,} rows, got {self.lengths[name]:,}.")
+                self._contradict(name, f"{wanted}", self.unreadable.get(name, "none"))
+            elif (found.itemdtype, found.shape) != (wanted.itemdtype, wanted.shape):
+                self._contradict(name, f"{wanted}", f"{found}")
+            elif self.lengths[name] != num_rows:
+                self._contradict(name, f"{num_rows:,} rows", f"{self.lengths[name]:,}")
+
+    def _contradict(self, name: str, expected: str, got: str) -> NoReturn:
+        """Refuses a file of ours that was edited or damaged."""
+        raise DatasetError(
+            f"{self.path}: {name}: expected {expected}, got {got}. The file's own {ABOUT[self.format]} demands it; "
+            "without that it is an ordinary file, in which fields are found by their names."
+        )
 
 
 def source_of_ours(table: Table, layout: Layout) -> Source:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from relive.buffer import ReplayBuffer
 from relive.durable import load
@@ -23,8 +24,9 @@ from relive.interop.npz import open_npz, write_npz
 from relive.interop.parquet import open_parquet, write_parquet
 from relive.interop.sb3 import open_sb3
 from relive.interop.source import Block, Source
+from relive.mapped import CARD
 from relive.samplers import BuiltIn, Prioritized, RankBased, Sampler, Uniform
-from relive.snapshot import read_manifest
+from relive.snapshot import MANIFEST, read_manifest
 from relive.storage import Memory
 from relive.views import Hindsight, Transitions, View
 
@@ -33,6 +35,12 @@ FORMATS = ("minari", "d4rl", "parquet", "npz", "sb3", "snapshot")
 
 WRITABLE = ("minari", "d4rl", "parquet", "npz", "snapshot")
 """What `write` writes. Buffers of Stable-Baselines3 are filled by `sb3.to_sb3`."""
+
+ReadFormat = Literal["minari", "d4rl", "hdf5", "parquet", "npz", "sb3", "snapshot"]
+"""What a command line can say of a file that is there; `hdf5` is another name of d4rl."""
+
+WriteFormat = Literal["minari", "d4rl", "hdf5", "parquet", "npz", "snapshot"]
+"""What a command line can say of a file to be written."""
 
 SUFFIXES = {
     **{".parquet": "parquet", ".npz": "npz", ".hdf5": "d4rl", ".h5": "d4rl"},
@@ -135,10 +143,7 @@ def detect(path: Path) -> str:
             return "snapshot"
         if (_minari_dir(path) / METADATA).is_file():
             return "minari"
-        raise ConfigError(
-            f"{path}: expected a dataset, got a directory with neither {METADATA} (Minari) nor manifest.json "
-            "(snapshot)."
-        )
+        raise ConfigError(f"{path}: expected a dataset, got {_other_directory(path)}")
     if path.name == DATA and (path.parent / METADATA).is_file():
         return "minari"
     _check_kind_of_file(path)
@@ -157,6 +162,23 @@ def _check_kind_of_file(path: Path) -> None:
     """Refuses pipes, sockets and devices, which may never end and may not even be opened without waiting."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(f"{path}: expected a file or directory, got a pipe, socket or device.")
+
+
+def _other_directory(path: Path) -> str:
+    """What a directory is that holds no dataset itself, and what to use instead."""
+    replay = "checkpoint/replay" if (path / "config.json").is_file() else "replay"
+    is_run = replay != "replay" or path.name == "checkpoint"
+    if is_run and (path / replay / MANIFEST).is_file():
+        of = "a run" if replay != "replay" else "a run's checkpoint"
+        return f"the directory of {of}. The transitions in it are a snapshot: use {path / replay}"
+    if is_run:
+        return "the directory of a run that keeps no transitions. Train with --checkpoint-every, or use relive collect."
+    if (path / CARD).is_file():
+        return (
+            "a buffer that lives in this directory. Open it in Python, buffer = relive.attach(path): buffer.save makes "
+            "a snapshot of it, relive.interop.of_buffer(buffer) is a dataset."
+        )
+    return f"a directory with neither {METADATA} (Minari) nor {MANIFEST} (snapshot)."
 
 
 def _minari_dir(path: Path) -> Path:
@@ -185,6 +207,8 @@ def _open_snapshot(path: Path) -> Source:
 
 
 def _known(format: str, choices: tuple[str, ...]) -> str:
+    if format == "hdf5":
+        return "d4rl"
     if format not in choices:
         raise ConfigError(f"format: expected one of {', '.join(choices)}, got {format!r}.")
     return format
@@ -220,7 +244,7 @@ def check_target(path: str | os.PathLike[str], format: str | None = None) -> str
             "format: expected one that is written, got 'sb3': relive writes no pickles. Fill a buffer of "
             "Stable-Baselines3 with relive.interop.to_sb3 and save that."
         )
-    _known(kind, WRITABLE)
+    kind = _known(kind, WRITABLE)
     if place.exists() or place.is_symlink():
         raise ConfigError(f"{place}: expected a name that is free, got one that exists. Nothing is overwritten.")
     if not place.parent.is_dir():

@@ -45,7 +45,12 @@ def _table(path: Path) -> Table:
     unreadable: dict[str, str] = {}
     about = None
     with _archive(path) as archive:
-        for member in archive.namelist():
+        members = archive.namelist()
+        if not any(member.endswith(".npy") for member in members):
+            model = any(member.endswith((".pth", "data.pkl")) for member in members)
+            what = "a file or model of PyTorch, not a dataset" if model else "a zip of other files"
+            raise DatasetError(f"{path}: expected arrays, got {what}.")
+        for member in members:
             name = member.removesuffix(".npy")
             if name == member:
                 unreadable[name] = "no array"
