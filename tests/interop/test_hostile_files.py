@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -90,3 +93,44 @@ def test_a_pipe_is_refused_and_never_waited_for(name, format, tmp_path):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+FULL = """
+import gc, os, resource, sys
+import numpy as np
+from relive import interop
+source, suffix = interop.open(sys.argv[1]), sys.argv[2]
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for room in [0, 1, 600, *np.geomspace(1000, 600_000, 9).astype(int).tolist()]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        interop.write(source, "out" + suffix)
+    except OSError as error:
+        print(error.errno)
+    gc.collect()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert os.listdir() == [], os.listdir()
+interop.write(source, "out" + suffix)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", ".hdf5", ".npz", ".parquet"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(suffix, tmp_path):
+    """HDF5 crashed the process when it closed a file that it could not write. A limit stands for the disk's end."""
+    count = 8000
+    rng = np.random.default_rng(0)
+    columns = numbered(count, ends_at=range(9, count, 400)) | {"extra": rng.random((count, 10))}
+    columns["next_obs"] = columns["obs"] + 1
+    np.savez(tmp_path / "in.npz", **columns)
+    (tmp_path / "place").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "in.npz", suffix],
+        cwd=tmp_path / "place",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(errno.EFBIG)] * 12
+    written = interop.open(tmp_path / "place" / f"out{suffix}")
+    assert contents(written) == contents(interop.open(tmp_path / "in.npz"))

@@ -14,7 +14,6 @@ from relive.interop.blocks import spans
 from relive.interop.columns import Chunk, Layout, Table, flat, gathered, source_of_ours
 from relive.interop.foreign import source_of_others
 from relive.interop.hdf5 import (
-    LIBVER,
     append,
     check_storable,
     create,
@@ -23,6 +22,7 @@ from relive.interop.hdf5 import (
     naming,
     reading,
     rows_of_dataset,
+    writing,
 )
 from relive.interop.packages import require
 from relive.interop.source import Source
@@ -91,18 +91,19 @@ def write_d4rl(source: Source, path: Path) -> tuple[str, ...]:
         ConfigError: h5py is not installed.
         SchemaError: a dtype or name that HDF5 cannot hold, a block that does not fit the schema.
     """
-    h5py = require("h5py")
+    require("h5py")
     for name, field in [*leaves(source.schema.obs, "obs"), *leaves(source.schema.action, "action")]:
         check_storable(name, field)
     data = flat(source, LAYOUT)
     for name, field in data.columns.items():
         check_storable(name, field)
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    with writing(path) as (file, disk):
         file[ABOUT] = data.about.to_json()
         written = {name: create(file, name, field) for name, field in data.columns.items()}
         for chunk in gathered(data.chunks, data.rows):
             for name, dataset in written.items():
                 append(dataset, chunk[name])
+            disk.check()
     return _lost(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,82 @@ def reading(path: Path) -> Iterator[Any]:
         file = h5py.File(path, "r")
     with file:
         yield file
+
+
+class Disk:
+    """A file for HDF5 to write through, which crashes the process when it closes a file that it could not write.
+
+    So it is told that all went well; the first error is kept, and raised by `check`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: FileIO = path.open("w+b", buffering=0)
+        self._error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raises what went wrong, such as OSError of a full disk. Call it often: what follows is for nothing."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._file.close()
+
+    # What h5py calls from within HDF5:
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self._error is None and rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException as error:  # an interrupt does no less harm
+            self._error = error
+        return size
+
+    def truncate(self, size: int) -> int:
+        try:
+            if self._error is None:
+                self._file.truncate(size)
+        except BaseException as error:
+            self._error = error
+        return size
+
+    def flush(self) -> None: ...
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer) or 0
+
+
+@contextlib.contextmanager
+def writing(path: Path, **options: Any) -> Iterator[tuple[Any, Disk]]:
+    """A new file, open for writing, and the disk it goes to, which is to be checked.
+
+    Args:
+        path: of the file.
+        options: of h5py.File.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        OSError: it could not be written.
+    """
+    h5py = require("h5py")
+    with contextlib.closing(Disk(path)) as disk:
+        try:
+            with h5py.File(disk, "w", libver=LIBVER, **options) as file:
+                yield file, disk
+        except Exception:
+            disk.check()  # that is why
+            raise
+        disk.check()
 
 
 @contextlib.contextmanager

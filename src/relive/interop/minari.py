@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relive.errors import SchemaError
 from relive.interop.about import About
 from relive.interop.blocks import Rows, checked, follows, goes_on
-from relive.interop.hdf5 import LIBVER, append, check_storable, create
+from relive.interop.hdf5 import append, check_storable, create, writing
 from relive.interop.packages import require
 from relive.interop.source import Source
 from relive.interop.spaces import space_to_json
@@ -185,7 +185,7 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
         ConfigError: h5py is not installed.
         SchemaError: a dtype or name that HDF5 or a space cannot hold, a block that does not fit the schema.
     """
-    h5py = require("h5py")
+    require("h5py")
     schema = replace(source.schema, lanes=source.lanes)
     spaces = {
         "observation_space": space_to_json(schema.obs, "obs"),
@@ -196,13 +196,14 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
         check_storable(name, leaf)
     path.mkdir()
     reward = np.dtype(np.float32)
-    with h5py.File(path / DATA, "w", track_order=True, libver=LIBVER) as file:
+    with writing(path / DATA, track_order=True) as (file, disk):
         writer: _EpisodeWriter | None = None
         for rows, lane in checked(source):
             if writer is None:
                 reward = rows.reward.dtype
                 writer = _EpisodeWriter(file, source, reward)
             writer.add(rows, lane)
+            disk.check()
         if writer is not None:
             writer.close()
     episodes, steps = (writer.episodes, writer.steps) if writer else (0, 0)
