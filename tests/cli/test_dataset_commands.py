@@ -198,3 +198,9 @@ def test_hdf5_is_a_format(tmp_path, capsys):
     for command in ("info", "check"):
         assert run(capsys, command, tmp_path / "b", "--format", "hdf5")[0] == 0
     assert interop.open(tmp_path / "b").format == "d4rl"
+
+
+def test_choices_are_named_in_one_order(capsys):
+    """Their order was that of a set, another in each process."""
+    _, _, err = run(capsys, "info", "x", "--format", "foo")
+    assert "Expected one of d4rl, hdf5, minari, None, npz, parquet, sb3, snapshot." in err

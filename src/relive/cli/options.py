@@ -61,7 +61,13 @@ def _one_line(boxed: str) -> str:
     words = re.sub(title, "", " ".join(words.split()))
     # What may be None too is a union: of each of its types tyro says, in Python's words, why the value is not that.
     words = re.sub(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*", _expected, words)
+    words = re.sub(r"(?<=Expected one of )\([^()]*\)", _in_order, words)  # tyro's is that of a set, another each time
     return words.replace(" (required)", "").rstrip(".") + "."
+
+
+def _in_order(found: re.Match[str]) -> str:
+    """`('b', 'a')` -> a, b."""
+    return ", ".join(sorted(re.findall(r"'([^']*)'", found[0]), key=str.lower))
 
 
 def _expected(found: re.Match[str]) -> str:
