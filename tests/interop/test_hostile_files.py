@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from sample_sources import contents, everything, numbered
 
 import relive
 from relive import interop
+from relive.errors import DatasetError
 from relive.interop.files import FORMATS
 
 
@@ -99,6 +101,7 @@ FULL = """
 import gc, os, resource, sys
 import numpy as np
 from relive import interop
+from relive.errors import DatasetError
 source, suffix = interop.open(sys.argv[1]), sys.argv[2]
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for room in [0, 1, 600, *np.geomspace(1000, 600_000, 9).astype(int).tolist()]:
@@ -134,3 +137,21 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(suffix, tmp_path):
     assert done.stdout.split() == [str(errno.EFBIG)] * 12
     written = interop.open(tmp_path / "place" / f"out{suffix}")
     assert contents(written) == contents(interop.open(tmp_path / "in.npz"))
+
+
+def test_an_array_that_is_there_twice(tmp_path):
+    """Which of the two is meant? The last one was taken."""
+    path = save(numbered(4), tmp_path / "a.npz")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("obs.npy", archive.read("next_obs.npy"))
+    with pytest.raises(DatasetError, match=r"a.npz: obs: expected one array of this name, got 2"):
+        interop.open(path)
+
+
+def test_a_shape_that_no_array_can_have(tmp_path):
+    path = save(numbered(4), tmp_path / "a.npz")
+    with zipfile.ZipFile(path, "a") as archive, archive.open("extra.npy", "w") as out:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (4, 0, 2**61)}
+        np.lib.format.write_array_header_2_0(out, header)
+    with pytest.raises(DatasetError, match=r"a.npz: extra: .*of shape \(4, 0"):
+        interop.open(path)

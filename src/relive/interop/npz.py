@@ -7,6 +7,7 @@ import math
 import shutil
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -50,13 +51,18 @@ def _table(path: Path) -> Table:
             model = any(member.endswith((".pth", "data.pkl")) for member in members)
             what = "a file or model of PyTorch, not a dataset" if model else "a zip of other files"
             raise DatasetError(f"{path}: expected arrays, got {what}.")
+        times = Counter(members)
         for member in members:
             name = member.removesuffix(".npy")
+            if times[member] > 1:
+                raise DatasetError(f"{path}: {name}: expected one array of this name, got {times[member]}.")
             if name == member:
                 unreadable[name] = "no array"
                 continue
             with _naming(path, name), archive.open(member) as stream:
                 shape, in_order, dtype = _header(stream)
+                if math.prod(side or 1 for side in shape) * max(1, dtype.itemsize) >= 2**62:
+                    raise ValueError(f"of shape {shape}")  # NumPy cannot make it even where it holds nothing
                 if name == ABOUT and not shape and dtype.kind == "U":
                     about = from_json(str(np.frombuffer(stream.read(), dtype)[0]), path)
                 elif dtype.hasobject:
