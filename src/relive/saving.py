@@ -110,6 +110,9 @@ class Saver:
             np.zeros(self._capacity, dtype) if kept else None
             for kept, (_, dtype) in zip(self._native.keeps(), VALUES, strict=True)
         ]
+        for value in values:
+            if value is not None:
+                value[: self._core.live] = 0  # the system gives memory when it is touched: not while others wait
         with contextlib.ExitStack() as stack:
             held = False
             for attempt in range(ROUNDS + 1):
