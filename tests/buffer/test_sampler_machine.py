@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
