@@ -31,6 +31,7 @@ def running(*bodies: Callable[[], Any]) -> Iterator[None]:
         try:
             while not stop.is_set():
                 body()
+                time.sleep(2e-5)  # the interpreter's lock is not fair: without, the saver may wait for it for minutes
         except BaseException as error:
             errors.append(error)
 
