@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,16 +34,23 @@ class Workers:
         self._pool = ThreadPoolExecutor(number)
 
     def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
-        """Does it some time, or at once."""
-        try:
-            return self._pool.submit(work, *args)
-        except RuntimeError:  # the interpreter is about to end, or the system gives no more threads
-            done: Future[T] = Future()
+        """Does it some time, or at once; in any case once."""
+        result: Future[T] = Future()
+        claim = threading.Lock()
+
+        def run() -> None:
+            if not claim.acquire(blocking=False):
+                return  # the other one did it
             try:
-                done.set_result(work(*args))
+                result.set_result(work(*args))
             except BaseException as error:
-                done.set_exception(error)
-            return done
+                result.set_exception(error)
+
+        try:
+            self._pool.submit(run)
+        except RuntimeError:  # the interpreter is about to end, or the system gives no more threads, and may later
+            run()
+        return result
 
     def __enter__(self) -> Workers:
         return self

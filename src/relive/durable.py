@@ -96,9 +96,10 @@ def attach(
 
     Cost: nothing after a clean end; else O(transitions), for the sums of priorities and the free places.
     """
-    storage = Mmap(os.fspath(path), sync)
-    card = read_card(Path(path))
-    spec = _spec(Path(path) / CARD, card, view, sampler)
+    directory = as_path("attach", path)
+    storage = Mmap(str(directory), sync)
+    card = read_card(directory)
+    spec = _spec(directory / CARD, card, view, sampler)
     for name, there, given in (
         ("sampler", card["sampler"], sampler_to_dict(spec.sampler)),
         ("view", card["view"], view_to_dict(spec.view)),

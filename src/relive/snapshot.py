@@ -70,7 +70,7 @@ class Manifest:
         identity: random, of this one save.
         number: of the next file.
         buffer: capacity, lanes, seed, schema, sampler, view.
-        lanes: of each lane: begin, head, open, the oldest time needed. Empty before the schema is known.
+        lanes: of each lane: begin, head, open, the oldest time needed.
         selector: the sampler's counters.
         epochs: of each lane: begin and head when the epoch under way began.
         segments: settled transitions, oldest first.

@@ -126,7 +126,7 @@ def test_a_note_that_cannot_be_written_stops_the_save_before_it_begins(note: obj
 
 @pytest.mark.parametrize("path", [None, 3, b"bytes", "", "a\0b"])
 def test_paths_that_are_none(path: object) -> None:
-    for verb in (filled().save, relive.load, relive.snapshot.verify, relive.snapshot.read_note):
+    for verb in (filled().save, relive.load, relive.attach, relive.snapshot.verify, relive.snapshot.read_note):
         with pytest.raises(relive.ConfigError, match="expected the path of a directory"):
             verb(path)
 
@@ -147,3 +147,22 @@ def test_interrupted_loads_leave_no_file_open(tmp_path: Path, monkeypatch: pytes
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
     monkeypatch.setattr(disk.Spring, "_ahead", opened)
     assert len(relive.load(tmp_path)) == 50
+
+
+def test_work_is_done_once_where_no_thread_can_be_had() -> None:
+    """The pool has queued what it then finds no thread for. Done now and again later, a checksum would be wrong."""
+    done: list[int] = []
+    workers = disk.Workers(1)
+    started, threading.Thread.start = threading.Thread.start, refuse_to_start  # type: ignore[method-assign]
+    try:
+        first = workers.submit(done.append, 1)
+    finally:
+        threading.Thread.start = started  # type: ignore[method-assign]
+    second = workers.submit(done.append, 2)
+    workers.__exit__()
+    assert (first.result(), second.result()) == (None, None)
+    assert done == [1, 2]
+
+
+def refuse_to_start(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
