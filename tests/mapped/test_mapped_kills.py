@@ -22,6 +22,7 @@ from mapped_programs import SHM, Author, Call, attempt, check_rows, kind_of, pus
 
 import relive
 from model.reference import Model
+from relive.snapshot import read_manifest
 
 S = relive.samplers
 SETUPS = {
@@ -82,6 +83,7 @@ class Chain:
     seed: int
     torn: int = 0  # kills in the midst of a push
     model: Model = field(init=False)
+    initial: float = 1.0
 
     def __post_init__(self) -> None:
         name, lanes, self.axes = SETUPS[self.setup]
@@ -144,7 +146,7 @@ class Chain:
 
     def check_selector(self, buffer: Any, twin: Any, coming: Call | None) -> None:
         """What was drawn and updated before is there: masses are those of the twin before or after the last call."""
-        before = self.masses(twin, "before")
+        before, initial = self.masses(twin, "before"), self.initial
         draws = [twin._reading.draws]
         if coming:
             attempt(coming, twin)
@@ -155,13 +157,16 @@ class Chain:
         for identity, mass in self.masses(buffer, "found").items():
             near = {known[identity] for known in (before, after) if identity in known}
             if isinstance(buffer.view, relive.Sequences):
-                near.add(-1.0)  # a part of a block is there, or the first step is not any more
+                # A part of a block is there, or the first step is not any more. Such a part may make an anchor of a
+                # step that was none before the block, or not there, and is gone after it.
+                near |= {-1.0, initial} if not near or -1.0 in near else {-1.0}
             assert mass in (near or fresh), f"{identity}: {mass}, not one of {near or fresh}"
 
     def masses(self, buffer: Any, name: str) -> dict[int, float]:
-        """What each live transition is drawn by, from a snapshot."""
+        """What each live transition is drawn by, from a snapshot; `initial` is what a new one would be."""
         path = self.root / name
         buffer.save(path)
+        self.initial = float(read_manifest(path).selector["largest"])
         files = list(path.glob("*-masses.npy"))
         values = np.load(files[0]).tolist() if files else [0.0] * len(buffer)
         shutil.rmtree(path)
