@@ -121,6 +121,11 @@ NB_MODULE(_core, module) {
       .def("sample", &Reader::sample, nb::arg("count"), nb::arg("beta").none(), nb::arg("out").none(),
            nb::sig("def sample(self, count: int, beta: float | None, out: " RELIVE_ARRAYS " | None) -> " RELIVE_ARRAYS
                    " | int"))
+      .def("sample_masses", &Reader::sample_masses, nb::arg("count"),
+           nb::sig("def sample_masses(self, count: int) -> tuple[" RELIVE_ARRAYS
+                   ", numpy.typing.NDArray[numpy.float64], float, float] | int"))
+      .def("mass", &Reader::mass, nb::arg("largest"),
+           nb::sig("def mass(self, largest: float) -> tuple[float, float, float]"))
       .def("get", &Reader::get, nb::arg("ids"), nb::arg("out").none(), nb::arg("number"),
            nb::sig("def get(self, ids: numpy.typing.NDArray[numpy.int64], out: " RELIVE_ARRAYS
                    " | None, number: int) -> " RELIVE_ARRAYS " | int"))

@@ -106,6 +106,42 @@ class Reader {
     return arrays;
   }
 
+  // The same for a buffer that is a part of a larger one: (arrays without weights, float64 [count] of what each anchor
+  // was drawn in proportion to, the sum of that over all anchors, the smallest where the sampler knows it, else 0), all
+  // of one moment. The number of draws left where those are too few.
+  nb::object sample_masses(uint64_t count) {
+    const auto anchors = std::make_unique_for_overwrite<Anchor[]>(count);
+    auto length = static_cast<npy_intp>(count);
+    nb::object masses = nb::steal(PyArray_SimpleNew(1, &length, NPY_FLOAT64));
+    if (!masses.is_valid()) throw nb::python_error();
+    auto* mass = static_cast<double*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(masses.ptr())));
+    uint64_t left = count;
+    double sum = 0, smallest = 0;
+    nb::object arrays = make_batch(count, false, nb::none(), anchors.get(), [&]() -> std::optional<int64_t> {
+      const uint64_t number = selector_.header().draws;
+      selector_.sync();
+      sum = selector_.sum();
+      smallest = spec_.minima ? selector_.smallest() : 0;
+      if (selector_.draw(count, anchors.get(), mass)) return static_cast<int64_t>(number);
+      left = selector_.num_left();
+      return std::nullopt;
+    });
+    if (arrays.is_none()) return nb::int_(left);
+    return nb::make_tuple(arrays, masses, sum, smallest);
+  }
+
+  // What draws are in proportion to, summed over all anchors; the smallest of it where the sampler knows it, else 0;
+  // and the largest priority so far, after it was raised to `largest`.
+  std::tuple<double, double, double> mass(double largest) {
+    std::tuple<double, double, double> result;
+    without_gil([&] {
+      const std::lock_guard guard(mutex());
+      selector_.lift(largest);
+      result = {selector_.sum(), spec_.minima ? selector_.smallest() : 0, selector_.header().largest};
+    });
+    return result;
+  }
+
   // What a snapshot keeps of this reader and of the arena, all at one moment: for each lane its settled transitions
   // from `done` on (uint64 [lanes]) or as far as they are needed, to the arrays of a segment; to those of another one
   // the newest transition and the observation after it, where an episode goes on; lanes as in Core::lanes; epochs,

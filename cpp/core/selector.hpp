@@ -99,6 +99,16 @@ class Selector {
     return total() > 0 ? UINT64_MAX : 0;
   }
 
+  // What anchors are drawn in proportion to, summed over all of them; their number where each counts alike. After a
+  // sync.
+  double sum() const { return spec_.keeps_masses() ? total() : static_cast<double>(arena_.header().live); }
+
+  // Anchors that come without a priority get at least this one (transformed already) from now on.
+  void lift(double largest) {
+    sync();  // those that are there came before
+    header().largest = std::max(header().largest, std::min(largest, kLargestPriority));
+  }
+
   // The mass that importance weights are relative to, where they are normalised over the buffer.
   double smallest() const {
     if (const auto* tree = std::get_if<SumTree>(&masses_)) return tree->smallest();

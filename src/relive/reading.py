@@ -103,6 +103,20 @@ class Reader:
             raise self._not_enough(size, arrays)
         return self._batch(arrays, output, device, out)
 
+    def sample_masses(self, n: int) -> tuple[Batch, NDArray[np.float64], float, float] | int:
+        """A batch for whoever draws from several buffers as from one; only for built-in samplers.
+
+        Returns:
+            The batch without weights; what each row was drawn in proportion to, float64 [n]; the sum of that over all
+            anchors at that moment; the smallest of it where the sampler knows it (`normalize="buffer"`), else 0. Or the
+            number of draws left, where those are too few.
+        """
+        drawn = self._native.sample_masses(n)
+        if isinstance(drawn, int):
+            return drawn
+        arrays, masses, total, smallest = drawn
+        return self._batch(arrays, "numpy", None, None), masses, total, smallest
+
     def get(self, ids: ArrayLike, *, output: Output = "numpy", device: Any = None, out: Batch | None = None) -> Batch:
         """Assembles the batch of these ids, see `ReplayBuffer.get`."""
         wanted = as_ids(ids)
