@@ -35,3 +35,7 @@ class ProtocolError(ReplayError, RuntimeError):
 
 class DatasetError(ReplayError, ValueError):
     """A file of transitions that is damaged, or does not hold what its format says; names the file and the key."""
+
+
+class RateLimitTimeout(ReplayError, TimeoutError):
+    """Held by a rate limiter for longer than was said: the other side is too slow, or gone."""

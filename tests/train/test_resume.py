@@ -198,7 +198,7 @@ def test_environments_that_begin_otherwise_are_found_out(
     """Bug: a reset without a seed, which no comparison of the agent's state at the checkpoint would see."""
     through, killed = twins
     script(monkeypatch)
-    monkeypatch.setattr("relive.train.loop.reset_seed", lambda config, step: 12345)
+    monkeypatch.setattr("relive.train.acting.reset_seed", lambda config, step: 12345)
     resume(shutil.copytree(killed, tmp_path / "run"))
     assert list(differences(through, tmp_path / "run"))
 

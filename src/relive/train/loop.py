@@ -13,15 +13,15 @@ import torch
 import relive
 from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError, SchemaError
-from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
+from relive.train.acting import Acting, Local, Source
 from relive.train.checkpoint import Checkpoint, save_checkpoint
 from relive.train.environments import Envs
 from relive.train.evaluate import EVALUATION_SEED, Evaluation, evaluate, greedy
 from relive.train.log import Row, RunLog
 from relive.train.offline import beside, read_dataset
 from relive.train.rundir import save_weights
-from relive.train.schedules import beta_at, epsilon_at, reset_seed, updates_owed
-from relive.train.state import FrameStack, LoopState, LossMeter
+from relive.train.schedules import beta_at, updates_owed
+from relive.train.state import LoopState, LossMeter
 from relive.train.stop import StopRequest
 
 ROWS = 200
@@ -86,16 +86,18 @@ class Trainer:
         self.greedy = greedy(self.agent, envs.single_action_space)
         self._by_priority = config.sampler != "uniform"
         self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
-        if checkpoint is None:
-            self.buffer = _buffer(config, relive.Schema.from_env(envs))
-        else:
-            self.buffer = checkpoint.buffer
+        if checkpoint is not None:
             self.agent.load_state_dict(checkpoint.agent)
             self.state.load_state_dict(checkpoint.loop)
-        self._data = None if config.offline is None else read_dataset(config, self.buffer)
-        self._source = beside(self._data, self.buffer, config)
-        self.writer = self.buffer.writer(envs)
-        self._begin_episodes()
+        kept = None if checkpoint is None else checkpoint.buffer
+        self._acting: Acting = Local(config, envs, self.agent, kept, self.state)
+        self.buffer = self._acting.buffer
+        self._data: relive.ReplayBuffer | None = None
+        self._source: Source = self.buffer
+        if config.offline is not None:
+            assert isinstance(self.buffer, relive.ReplayBuffer)  # no actors then
+            self._data = read_dataset(config, self.buffer)
+            self._source = beside(self._data, self.buffer, config)
         self._reported = time.perf_counter()
         self._began = self._reported - self.state.seconds
         self._cpu_began = time.process_time() - self.state.cpu_seconds
@@ -147,40 +149,20 @@ class Trainer:
             self._reported = now
             self._report(self._progress(now, evaluation))
 
-    def _begin_episodes(self) -> None:
-        """Reset every environment with the seed of this step, and forget the episodes that went on until now."""
-        obs, _ = self._envs.reset(seed=reset_seed(self.config, self.state.step))
-        self.writer.reset(obs)  # in the buffer they end as truncated
-        self.state.running[:] = 0.0
-        self._obs = obs
-        self._stack = FrameStack(self.config.stack, obs) if self.config.stack > 1 else None
+    @property
+    def writer(self) -> relive.writers.Writer:
+        """Stores the steps of a run without actors."""
+        assert isinstance(self._acting, Local)
+        return self._acting.writer
 
     def interact(self) -> None:
-        """One step of every environment, stored."""
-        state = self.state
-        obs = self._obs if self._stack is None else self._stack.obs
-        action = self.agent.act(obs, epsilon_at(self.config, state.step))
-        self._obs, reward, terminated, truncated, info = self._envs.step(action)
-        ids = self.writer.step(action, self._obs, reward, terminated, truncated, info)
-        stored = ids >= 0  # bool[lanes]; False where the step was a reset
-        state.step += int(np.count_nonzero(stored))
-        state.running += reward
-        ended = terminated | truncated
-        if self._stack is not None:
-            # Right in every autoreset mode: the observation after an end either is the next episode's first already,
-            # or the step after it is not stored and brings that one; the environment ignores the action in between.
-            self._stack.push(self._obs, ended | ~stored)
-        if ended.any():
-            returns = state.running[ended].tolist()
-            state.running[ended] = 0.0
-            state.episodes += len(returns)
-            state.recent.extend(returns)
-            state.fresh.extend(returns)
+        """Steps: one of every environment, or what actors have made."""
+        self._acting.advance(self.state)
 
     def _make_checkpoint(self, log: RunLog) -> None:
-        self._begin_episodes()  # what an environment is in the midst of cannot be saved
-        self._read_clocks()
         state = self.state
+        self._acting.begin_episodes(state)  # what an environment is in the midst of cannot be saved
+        self._read_clocks()
         save_checkpoint(
             self.run_dir,
             self.config,
@@ -193,6 +175,7 @@ class Trainer:
         source = self._data if self._data is not None and alone else self._source
         by_priority = self._by_priority and not alone
         beta = beta_at(config, self.state.step) if by_priority else None
+        self._acting.admit(config.agent.batch_size)
         batch = source.sample(config.agent.batch_size, beta=beta, output="torch", device=config.device)
         update = self.agent.update(batch)
         if by_priority:
@@ -200,6 +183,7 @@ class Trainer:
         if self.state.meter.empty or self.state.updates % METER_EVERY == 0:
             self.state.meter.add(update)
         self.state.updates += 1
+        self._acting.learned(self.state.updates)
 
     def _prioritize(self, ids: torch.Tensor, abs_td: torch.Tensor) -> None:
         """Give the transitions of a batch their new priorities. Waits for the device."""
@@ -245,7 +229,7 @@ class Trainer:
                 episodes=state.episodes,
                 seconds=round(state.seconds, 3),
                 steps_per_second=round((self.place - state.row_step) / max(learning - state.row_seconds, 1e-9), 1),
-                epsilon=epsilon_at(self.config, state.step) if state.step else math.nan,
+                epsilon=self._acting.epsilon(state.step) if state.step else math.nan,
                 loss=loss,
                 q_mean=q_mean,
                 return_mean=float(np.mean(state.fresh)) if state.fresh else math.nan,
@@ -277,24 +261,6 @@ class Trainer:
         if self.place > self.state.row_step:
             self._write_row(log, None)
         save_weights(self.run_dir, "last", self.agent.weights())
-
-
-def _buffer(config: TrainConfig, schema: relive.Schema) -> relive.ReplayBuffer:
-    """An empty buffer; refuses a capacity that would run out of memory half way."""
-    view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
-    sampler = _sampler(config)
-    relive.plan(schema, config.capacity, view, sampler=sampler)
-    return relive.ReplayBuffer(config.capacity, schema, view=view, sampler=sampler, seed=config.seed)
-
-
-def _sampler(config: TrainConfig) -> BuiltIn:
-    """How the run draws its batches."""
-    alpha, newest = config.priority_alpha, config.newest
-    if config.sampler == "prioritized":
-        return Prioritized(alpha, config.priority_eps, newest=newest)
-    if config.sampler == "rank-based":
-        return RankBased(alpha, newest=newest)
-    return Uniform(newest=newest)
 
 
 def _check_device(name: str) -> None:

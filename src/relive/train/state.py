@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -91,6 +91,12 @@ class LoopState:
     """Place in the run of the last row: its step, after the updates from a dataset alone."""
     row_seconds: float = 0.0
     """Wall time up to the last row, evaluations left out."""
+
+    def ended(self, returns: Sequence[float]) -> None:
+        """Take in the returns of episodes that ended."""
+        self.episodes += len(returns)
+        self.recent.extend(returns)
+        self.fresh.extend(returns)
 
     def state_dict(self) -> dict[str, Any]:
         """Every field, as tensors and plain values; loads with `weights_only=True`."""

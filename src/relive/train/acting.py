@@ -1,0 +1,172 @@
+"""Where a run's steps come from: environments that the learner steps itself, or actors elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+import relive
+from relive.dqn import DQN, TrainConfig
+from relive.reading import Output
+from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
+from relive.train.environments import Envs
+from relive.train.schedules import epsilon_at, reset_seed
+from relive.train.state import FrameStack, LoopState
+
+
+class Source(Protocol):
+    """What batches come from; see `relive.ReplayBuffer`."""
+
+    def sample(self, n: int, *, beta: float | None = None, output: Output = "numpy", device: Any = None) -> Any:
+        """Draw a minibatch."""
+
+    def update_priorities(self, ids: Any, abs_td: Any) -> int:
+        """Give transitions new priorities; those that are gone are skipped."""
+
+
+class Replay(Source, Protocol):
+    """What the learner needs of a buffer, wherever it lies."""
+
+    def save(self, path: Path, *, note: Any = None) -> int:
+        """Save the whole state to a directory, and commit the note with it."""
+
+
+class Acting(Protocol):
+    """Steps, and the buffer that they go to. The learner's loop knows no more of it than this.
+
+    The loop calls, in turn: `advance`; then for every update that is owed `admit` and, once it is made, `learned`; at a
+    row of metrics `write_row`; at a checkpoint `begin_episodes`, then `state_dict`; `close` in the end, whatever
+    happened. All from one thread.
+    """
+
+    @property
+    def buffer(self) -> Replay:
+        """Where the steps go, and batches come from."""
+
+    def advance(self, state: LoopState) -> None:
+        """Bring some steps in: `state.step`, and the returns of episodes that ended.
+
+        May bring none, after a short while, so that whoever wants to stop is heard.
+        """
+
+    def admit(self, batch_size: int) -> None:
+        """Called before a batch is drawn: waits where the learner is too far ahead of the actors."""
+
+    def learned(self, updates: int) -> None:
+        """Called after every update, with how many there were in all: the actors are given the weights now and then."""
+
+    def epsilon(self, step: int) -> float:
+        """Probability of a random action after `step` steps; the mean of the actors'."""
+
+    def notes(self) -> list[str]:
+        """What people should be told, a line each; said once."""
+
+    def write_row(self, state: LoopState) -> None:
+        """Called with every row of metrics: whatever there is to tell of each actor."""
+
+    def begin_episodes(self, state: LoopState) -> None:
+        """Called before a checkpoint: what cannot be saved ends here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint must hold besides buffer, agent and loop, as plain values; empty for nothing."""
+
+    def close(self) -> None:
+        """End all that goes on. Idempotent."""
+
+
+class Local:
+    """Environments that the learner steps itself, all at once, between updates: a function of the config, bit for bit.
+
+    Args:
+        config: of the run.
+        envs: stepped here; whoever made them closes them.
+        agent: acts, with the weights it has at that moment.
+        buffer: that of a checkpoint; None for a new one.
+        state: how far the run is.
+    """
+
+    def __init__(
+        self, config: TrainConfig, envs: Envs, agent: DQN, buffer: relive.ReplayBuffer | None, state: LoopState
+    ) -> None:
+        self._config, self._envs, self._agent = config, envs, agent
+        self._buffer = make_buffer(config, relive.Schema.from_env(envs)) if buffer is None else buffer
+        self.writer = self._buffer.writer(envs)
+        self.begin_episodes(state)
+
+    @property
+    def buffer(self) -> relive.ReplayBuffer:
+        """Where the steps go."""
+        return self._buffer
+
+    def begin_episodes(self, state: LoopState) -> None:
+        """Reset every environment with the seed of this step, and forget the episodes that went on until now."""
+        obs, _ = self._envs.reset(seed=reset_seed(self._config, state.step))
+        self.writer.reset(obs)  # in the buffer they end as truncated
+        state.running[:] = 0.0
+        self._obs = obs
+        self._stack = FrameStack(self._config.stack, obs) if self._config.stack > 1 else None
+
+    def advance(self, state: LoopState) -> None:
+        """One step of every environment, stored."""
+        obs = self._obs if self._stack is None else self._stack.obs
+        action = self._agent.act(obs, epsilon_at(self._config, state.step))
+        self._obs, reward, terminated, truncated, info = self._envs.step(action)
+        ids = self.writer.step(action, self._obs, reward, terminated, truncated, info)
+        stored = ids >= 0  # bool[lanes]; False where the step was a reset
+        state.step += int(np.count_nonzero(stored))
+        state.running += reward
+        ended = terminated | truncated
+        if self._stack is not None:
+            # Right in every autoreset mode: the observation after an end either is the next episode's first already,
+            # or the step after it is not stored and brings that one; the environment ignores the action in between.
+            self._stack.push(self._obs, ended | ~stored)
+        if ended.any():
+            returns = state.running[ended].tolist()
+            state.running[ended] = 0.0
+            state.ended(returns)
+
+    def admit(self, batch_size: int) -> None:
+        """Nobody is ahead of anybody."""
+
+    def learned(self, updates: int) -> None:
+        """The agent that acts is the one that learned."""
+
+    def epsilon(self, step: int) -> float:
+        """That of the schedule."""
+        return epsilon_at(self._config, step)
+
+    def notes(self) -> list[str]:
+        """None, ever."""
+        return []
+
+    def write_row(self, state: LoopState) -> None:
+        """The metrics tell all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: an environment cannot be saved; a checkpoint begins its episodes anew."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing goes on."""
+
+
+def make_buffer(
+    config: TrainConfig, schema: relive.Schema, storage: relive.Memory | None = None
+) -> relive.ReplayBuffer:
+    """An empty buffer; refuses a capacity that would run out of memory half way."""
+    view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
+    sampler = make_sampler(config)
+    relive.plan(schema, config.capacity, view, sampler=sampler)
+    return relive.ReplayBuffer(config.capacity, schema, view=view, sampler=sampler, storage=storage, seed=config.seed)
+
+
+def make_sampler(config: TrainConfig) -> BuiltIn:
+    """How the run draws its batches."""
+    alpha, newest = config.priority_alpha, config.newest
+    if config.sampler == "prioritized":
+        return Prioritized(alpha, config.priority_eps, newest=newest)
+    if config.sampler == "rank-based":
+        return RankBased(alpha, newest=newest)
+    return Uniform(newest=newest)
