@@ -174,12 +174,9 @@ class DQN:
         Cost: on a CPU at 4-256-256-2 and 64 transitions about 0.6 ms; waits for no device.
         """
         online, config = self._online, self.config
-        next_q = self._target(batch.next_obs)  # f32[B, A]
-        next_value = double_value(next_q, online(batch.next_obs)) if config.double else greedy_value(next_q)
+        next_value = self._next_value(batch)  # f32[B]
         q, tape = online.forward(batch.obs)  # f32[B, A]
-        action = batch.action.long().unsqueeze(1)  # i64[B, 1]
-        if self._first_action:
-            action = action - self._first_action
+        action = self._column(batch.action)  # i64[B, 1]
         taken = q.gather(1, action).squeeze(1)  # f32[B]
         delta = taken - td_target(batch.reward, batch.discount, next_value)  # f32[B]
         loss = LOSSES[config.loss]
@@ -196,6 +193,23 @@ class DQN:
         online.backward(tape, grad_q)
         self._step()
         return Update(taken, delta, loss.value, weight, penalty)
+
+    @torch.inference_mode()
+    def abs_td(self, batch: TorchBatch) -> Tensor:
+        """|delta| f32[B] of a batch by the networks as they are, as `update` would find it; learns nothing."""
+        next_value = self._next_value(batch)
+        taken = self._online(batch.obs).gather(1, self._column(batch.action)).squeeze(1)
+        return (taken - td_target(batch.reward, batch.discount, next_value)).abs()
+
+    def _next_value(self, batch: TorchBatch) -> Tensor:
+        """What the target bootstraps from, f32[B]."""
+        next_q = self._target(batch.next_obs)  # f32[B, A]
+        return double_value(next_q, self._online(batch.next_obs)) if self.config.double else greedy_value(next_q)
+
+    def _column(self, action: Tensor) -> Tensor:
+        """Actions [B] as columns of Q, i64[B, 1]."""
+        column = action.long().unsqueeze(1)
+        return column - self._first_action if self._first_action else column
 
     def _step(self) -> None:
         """Clip the gradient, step Adam, move the target."""
@@ -242,6 +256,21 @@ class DQN:
         self._check(weights)
         _load(self._online, weights)
         _load(self._target, weights)
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters of the online network."""
+        return len(self._online.params)
+
+    def vector(self) -> NDArray[np.float32]:
+        """The online network's parameters as one vector, f32 [num_weights]; on the CPU no copy. Only to be read."""
+        flat: NDArray[np.float32] = self._online.params.cpu().numpy()
+        return flat
+
+    def load_vector(self, vector: NDArray[np.float32]) -> None:
+        """Take the parameters of an agent with the same spaces and config, for both networks; copied."""
+        for network in (self._online, self._target):
+            network.params.copy_(torch.from_numpy(vector))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact continuation needs, as tensors and plain values; loads with `weights_only=True`."""

@@ -125,11 +125,20 @@ class TrainConfig:
     steps: int = 100_000
     """Environment steps to train for, summed over the environments."""
     num_envs: int = 1
-    """Environments stepped together."""
+    """Environments stepped together, by each actor where there are any."""
+    actors: int = 0
+    """Processes that act while this one learns; each with an epsilon of its own, which replaces the schedule. 0: none,
+    this process does both. With actors a run is no function of its seed, and is not resumed bit for bit."""
+    actor_epsilon: float = 0.4
+    """Probability of a random action of the first actor once learning has started (actors; Horgan et al. 2018)."""
+    actor_alpha: float = 7.0
+    """The last actor's is actor_epsilon^(1 + actor_alpha), the others' lie in between on a geometric scale (actors)."""
+    publish_every: int = 32
+    """Updates between two times that the actors are given the newest weights (actors)."""
     stack: int = 1
     """Observations stacked into one, assembled by the buffer (frames: 4)."""
     capacity: int = 100_000
-    """Transitions that the buffer holds; a multiple of num_envs."""
+    """Transitions that the buffer holds; a multiple of num_envs (times actors)."""
     sampler: SamplerName = "uniform"
     """How batches are drawn: uniformly, by priority |TD error|, or by its rank (Schaul et al. 2016)."""
     priority_alpha: float = 0.6
@@ -155,7 +164,7 @@ class TrainConfig:
     update_every: int = 1
     """Environment steps between two rounds of updates; a round makes up all that the replay ratio owes."""
     epsilon_start: float = 1.0
-    """Probability of a random action at the first step."""
+    """Probability of a random action at the first step. With actors see actor_epsilon instead."""
     epsilon_end: float = 0.05
     """The same once the decay is over."""
     epsilon_fraction: float = 0.1
@@ -210,9 +219,24 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or not math.isnan(value), name, "a number or None", value)
         _require(self.keep in ("best", "last"), "keep", "best or last", self.keep)
-        _require(
-            self.capacity % self.num_envs == 0, "capacity", f"a multiple of num_envs={self.num_envs}", self.capacity
-        )
+        self._check_actors()
+
+    def _check_actors(self) -> None:
+        """Check what has to do with actors."""
+        _require_int("actors", self.actors, 0)
+        _require_unit("actor_epsilon", self.actor_epsilon)
+        ok = math.isfinite(self.actor_alpha) and self.actor_alpha >= 0
+        _require(ok, "actor_alpha", "a finite number >= 0", self.actor_alpha)
+        _require_int("publish_every", self.publish_every, 1)
+        below = self.capacity // self.lanes * self.lanes
+        if self.actors:
+            nearest = f"{below} or {below + self.lanes}" if below else f"{self.lanes}"
+            what = f"a multiple of actors={self.actors} times num_envs={self.num_envs}: {nearest}"
+            without = "none with actors: a run with a dataset acts in its own process"
+            _require(self.offline is None, "offline", without, self.offline)
+        else:
+            what = f"a multiple of num_envs={self.num_envs}"
+        _require(self.capacity % self.lanes == 0, "capacity", what, self.capacity)
 
     def _check_offline(self) -> None:
         """Check what has to do with datasets."""
@@ -240,6 +264,9 @@ class TrainConfig:
             "priority_alpha": (self.sampler != "uniform", priorities),
             "priority_beta": (self.sampler != "uniform", priorities),
             "priority_eps": (self.sampler == "prioritized", priorities),
+            "actor_epsilon": (self.actors > 0, "without actors"),
+            "actor_alpha": (self.actors > 0, "without actors"),
+            "publish_every": (self.actors > 0, "without actors"),
             "offline_updates": (self.offline is not None, "without a dataset (offline)"),
             "offline_share": (self.online, "where no steps follow the dataset (offline with online)"),
         }
@@ -247,6 +274,11 @@ class TrainConfig:
         for name, (used, otherwise) in conditions.items():
             value, default = getattr(self, name), defaults[name]
             _require(used or value == default, name, f"{default:g}, its default, {otherwise}", value)
+
+    @property
+    def lanes(self) -> int:
+        """Environments in all, one a lane of the buffer."""
+        return max(1, self.actors) * self.num_envs
 
     @property
     def updates_before(self) -> int:

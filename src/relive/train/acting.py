@@ -12,8 +12,10 @@ from relive.dqn import DQN, TrainConfig
 from relive.reading import Output
 from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
 from relive.train.environments import Envs
+from relive.train.playing import Playing
 from relive.train.schedules import epsilon_at, reset_seed
-from relive.train.state import FrameStack, LoopState
+from relive.train.state import LoopState
+from relive.writers import Writer
 
 
 class Source(Protocol):
@@ -90,9 +92,9 @@ class Local:
     def __init__(
         self, config: TrainConfig, envs: Envs, agent: DQN, buffer: relive.ReplayBuffer | None, state: LoopState
     ) -> None:
-        self._config, self._envs, self._agent = config, envs, agent
+        self._config = config
         self._buffer = make_buffer(config, relive.Schema.from_env(envs)) if buffer is None else buffer
-        self.writer = self._buffer.writer(envs)
+        self._playing = Playing(envs, agent, self._buffer, config.stack, state.running)
         self.begin_episodes(state)
 
     @property
@@ -100,31 +102,20 @@ class Local:
         """Where the steps go."""
         return self._buffer
 
+    @property
+    def writer(self) -> Writer:
+        """Stores the steps."""
+        return self._playing.writer
+
     def begin_episodes(self, state: LoopState) -> None:
         """Reset every environment with the seed of this step, and forget the episodes that went on until now."""
-        obs, _ = self._envs.reset(seed=reset_seed(self._config, state.step))
-        self.writer.reset(obs)  # in the buffer they end as truncated
-        state.running[:] = 0.0
-        self._obs = obs
-        self._stack = FrameStack(self._config.stack, obs) if self._config.stack > 1 else None
+        self._playing.begin(reset_seed(self._config, state.step))
 
     def advance(self, state: LoopState) -> None:
         """One step of every environment, stored."""
-        obs = self._obs if self._stack is None else self._stack.obs
-        action = self._agent.act(obs, epsilon_at(self._config, state.step))
-        self._obs, reward, terminated, truncated, info = self._envs.step(action)
-        ids = self.writer.step(action, self._obs, reward, terminated, truncated, info)
-        stored = ids >= 0  # bool[lanes]; False where the step was a reset
-        state.step += int(np.count_nonzero(stored))
-        state.running += reward
-        ended = terminated | truncated
-        if self._stack is not None:
-            # Right in every autoreset mode: the observation after an end either is the next episode's first already,
-            # or the step after it is not stored and brings that one; the environment ignores the action in between.
-            self._stack.push(self._obs, ended | ~stored)
-        if ended.any():
-            returns = state.running[ended].tolist()
-            state.running[ended] = 0.0
+        ids, returns = self._playing.step(epsilon_at(self._config, state.step))
+        state.step += int(np.count_nonzero(ids >= 0))
+        if returns:
             state.ended(returns)
 
     def admit(self, batch_size: int) -> None:

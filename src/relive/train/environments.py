@@ -1,6 +1,7 @@
 """Environments by name: made, checked, and what is wrong with a name said in one line."""
 
 import difflib
+import importlib
 from typing import Any
 
 import gymnasium
@@ -58,13 +59,16 @@ def has_vector_form(name: str) -> bool:
 
 
 def find_spec(name: str) -> gymnasium.envs.registration.EnvSpec:
-    """What Gymnasium knows under this name.
+    """What Gymnasium knows under this name; of `module:id` the module is imported first, which registers it.
 
     Raises:
         ConfigError: nothing; names the closest that it does know.
     """
+    module, _, plain = name.rpartition(":")
     try:
-        return gymnasium.spec(name)
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(plain)
     except (gymnasium.error.Error, ImportError) as error:
         known = {spec.lower(): spec for spec in gymnasium.registry}
         close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.6)]

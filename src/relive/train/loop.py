@@ -23,6 +23,7 @@ from relive.train.rundir import save_weights
 from relive.train.schedules import beta_at, updates_owed
 from relive.train.state import LoopState, LossMeter
 from relive.train.stop import StopRequest
+from relive.writers import Writer
 
 ROWS = 200
 """Rows that a run writes to its metrics, besides one per evaluation."""
@@ -150,7 +151,7 @@ class Trainer:
             self._report(self._progress(now, evaluation))
 
     @property
-    def writer(self) -> relive.writers.Writer:
+    def writer(self) -> Writer:
         """Stores the steps of a run without actors."""
         assert isinstance(self._acting, Local)
         return self._acting.writer
