@@ -4,9 +4,7 @@
 // converts or explains. So every error message is written in one place, and the common case pays for none.
 #pragma once
 
-#include "../core/recovery.hpp"
 #include "../core/ring.hpp"
-#include "../core/selector.hpp"
 #include "arrays.hpp"
 #include "gil.hpp"
 #include "strips.hpp"
@@ -68,21 +66,28 @@ inline nb::object id_array(const std::vector<int64_t>& ids) {
   return array;
 }
 
+// How memory is found: never used, as it was left, as a process left it that was killed, or while others use it.
+enum class Found { kZeroed, kWhole, kTorn, kLive };
+
 class Core {
  public:
   Core(nb::handle memory, nb::sequence obs, nb::sequence actions, nb::sequence extras, uint64_t lanes,
-       uint64_t lane_capacity, uint32_t stacked, uint32_t history, bool attach)
+       uint64_t lane_capacity, uint32_t stacked, uint32_t history, Found found)
       : obs_(value_types(obs)),
         rest_(value_types(actions)),
         num_actions_(rest_.size()),
         memory_(memory),
         layout_(add_extras(extras, lanes, lane_capacity, stacked, history)),
         arena_(memory_.data(), layout_),
-        ring_(arena_) {
+        ring_(arena_),
+        lock_(arena_) {
     if (memory_.bytes() < layout_.arena_bytes) throw std::invalid_argument("the memory is smaller than the arena");
-    if (attach && !is_mine()) throw std::invalid_argument("the memory holds no arena of this shape");
-    if (!attach) make_header();
-    arena_.header().mutex.init();
+    if (found != Found::kZeroed && !is_mine()) throw std::invalid_argument("the memory holds no arena of this shape");
+    if (found == Found::kZeroed) make_header();
+    if (found != Found::kLive) {
+      lock_.init();
+      std::memset(arena_.at(kBoard), 0, kPage - kBoard);
+    }
     value_bytes_ = 2 * total_bytes(obs_) + total_bytes(rest_);
   }
 
@@ -94,7 +99,7 @@ class Core {
     const Block block = as_block(found);
     if (layout_.spec.stacked > 1 && !ring_.rolls(block, 0)) return nb::none();
     int64_t id = 0;
-    locked(arena_.header().mutex, value_bytes_, [&] { id = ring_.append(lane, block, 0); });
+    locked(lock_, value_bytes_, [&] { id = ring_.append(lane, block, 0); });
     return nb::int_(id);
   }
 
@@ -113,7 +118,7 @@ class Core {
     if (layout_.spec.stacked > 1)
       for (int64_t i = 0; i < count; ++i)
         if ((!chosen || chosen[i]) && !ring_.rolls(block, i)) return false;
-    locked(arena_.header().mutex, value_bytes_ * count, [&] {
+    locked(lock_, value_bytes_ * count, [&] {
       if (raw) primary_->sync();  // what was pushed before has other priorities
       for (int64_t i = 0; i < count; ++i) {
         const uint64_t to = lane < 0 ? i : lane;
@@ -130,7 +135,7 @@ class Core {
                              ? nullptr
                              : static_cast<const uint8_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(mask.ptr())));
     uint64_t ended = 0;
-    locked(arena_.header().mutex, value_bytes_ * layout_.spec.lanes, [&] {
+    locked(lock_, value_bytes_ * layout_.spec.lanes, [&] {
       for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
         if (!chosen || chosen[lane]) ended += ring_.end_episode(lane);
     });
@@ -138,27 +143,35 @@ class Core {
   }
 
   void clear() {
-    locked(arena_.header().mutex, UINT64_MAX, [&] { ring_.clear(); });
+    locked(lock_, UINT64_MAX, [&] { ring_.clear(); });
   }
 
   // Around a fork: a child must not inherit a lock whose holder it does not have.
   void hold() {
-    without_gil([&] { arena_.header().mutex.lock(); });
+    without_gil([&] { lock_.lock(); });
   }
-  void release() { arena_.header().mutex.unlock(); }
-  void renew() { arena_.header().mutex.init(); }
+  void release() { lock_.unlock(); }
+  void renew() { lock_.init(); }
 
   uint64_t num_lanes() const { return layout_.spec.lanes; }
 
   uint64_t live() {
     uint64_t live = 0;
-    locked(arena_.header().mutex, 0, [&] { live = arena_.header().live; });
+    locked(lock_, 0, [&] { live = arena_.header().live; });
     return live;
+  }
+
+  // Transitions that were ever pushed. Takes no lock.
+  uint64_t num_pushed() const {
+    uint64_t pushed = 0;
+    for (uint64_t lane = 0; lane < layout_.spec.lanes; ++lane)
+      pushed += std::atomic_ref(arena_.lane(lane).head).load(std::memory_order_relaxed);
+    return pushed;
   }
 
   nb::object ids() {
     std::vector<int64_t> ids;
-    locked(arena_.header().mutex, UINT64_MAX, [&] {
+    locked(lock_, UINT64_MAX, [&] {
       ids.resize(arena_.header().live);
       live_ids(arena_, ids.data());
     });
@@ -227,7 +240,7 @@ class Core {
     if (held)
       copy_lanes(arena_, state);
     else
-      locked(arena_.header().mutex, 0, [&] { copy_lanes(arena_, state); });
+      locked(lock_, 0, [&] { copy_lanes(arena_, state); });
   }
 
   // Copies transitions [begin, end) of a lane to the arrays of a segment, behind `filled` (rows, final observations,
@@ -248,7 +261,7 @@ class Core {
     if (held)
       without_gil(copy);
     else
-      locked(arena_.header().mutex, UINT64_MAX, copy);
+      locked(lock_, UINT64_MAX, copy);
     return there ? std::optional(triple_of(extent)) : std::nullopt;
   }
 
@@ -257,7 +270,7 @@ class Core {
     auto* state = static_cast<uint64_t*>(array_data(into, 4 * layout_.spec.lanes * sizeof(uint64_t)));
     int error = 0;
     without_gil([&] {
-      const std::lock_guard guard(arena_.header().mutex);
+      const std::lock_guard guard(lock_);
       copy_lanes(arena_, state);
       error = write_out(memory_.data(), memory_.bytes());
     });
@@ -268,11 +281,16 @@ class Core {
     }
   }
 
-  // The selector that priorities given with a push are for; it outlives no reader.
-  void set_primary(Selector* selector) { primary_ = selector; }
+  // The selector that priorities given with a push are for; it outlives no reader. Its memory is the arena's.
+  void set_primary(Selector* selector) {
+    primary_ = selector;
+    if (selector) lock_.follow(*selector);  // for good: what others draw by is repaired also by who only looks on
+  }
   Selector* primary() const { return primary_; }
 
   const Arena& arena() const { return arena_; }
+  BufferLock& lock() { return lock_; }
+  const char* memory() const { return memory_.data(); }
   const std::vector<ValueType>& obs_types() const { return obs_; }
   const std::vector<ValueType>& rest_types() const { return rest_; }
 
@@ -366,6 +384,7 @@ class Core {
   const Layout layout_;
   Arena arena_;
   Ring ring_;
+  BufferLock lock_;
   uint64_t value_bytes_;
   Selector* primary_ = nullptr;
 };

@@ -3,7 +3,7 @@
 
 #include <mutex>
 
-#include "../core/platform.hpp"
+#include "../core/buffer_lock.hpp"
 
 namespace nb = nanobind;
 
@@ -35,16 +35,21 @@ void without_gil(Work work) {
 }
 
 // Runs `work`, which touches no Python object, under the buffer's lock. Never waits for the lock with the GIL in
-// hand, nor for the GIL with the lock in hand.
+// hand, nor for the GIL with the lock in hand, nor repairs with the GIL in hand.
 template <typename Work>
-void locked(SharedMutex& mutex, uint64_t bytes, Work work) {
-  if (bytes < kReleaseBytes && mutex.try_lock()) {
-    const std::lock_guard guard(mutex, std::adopt_lock);
+void locked(BufferLock& lock, uint64_t bytes, Work work) {
+  const Taken taken = bytes < kReleaseBytes ? lock.try_lock() : Taken::kNo;
+  if (taken == Taken::kYes) {
+    const std::lock_guard guard(lock, std::adopt_lock);
     work();
     return;
   }
   without_gil([&] {
-    const std::lock_guard guard(mutex);
+    if (taken == Taken::kNo)
+      lock.lock();
+    else
+      lock.repair();
+    const std::lock_guard guard(lock, std::adopt_lock);
     work();
   });
 }

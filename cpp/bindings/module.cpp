@@ -39,6 +39,7 @@ NB_MODULE(_core, module) {
     }
   });
   module.attr("MAX_LANE_CAPACITY") = kMaxLaneCapacity;
+  module.attr("BOARD") = kBoard;
   module.attr("WHOLE_EPISODE") = AnchorRule::kEpisode;
   module.def(
       "measure", &measure, nb::arg("obs"), nb::arg("rest"), nb::arg("lanes"), nb::arg("lane_capacity"),
@@ -55,14 +56,15 @@ NB_MODULE(_core, module) {
   nb::enum_<Found>(module, "Found")
       .value("ZEROED", Found::kZeroed)
       .value("WHOLE", Found::kWhole)
-      .value("TORN", Found::kTorn);
+      .value("TORN", Found::kTorn)
+      .value("LIVE", Found::kLive);
   nb::class_<Core>(module, "Core", nb::is_weak_referenceable())
       .def(nb::init<nb::handle, nb::sequence, nb::sequence, nb::sequence, uint64_t, uint64_t, uint32_t, uint32_t,
-                    bool>(),
+                    Found>(),
            nb::arg("memory"), nb::arg("obs"), nb::arg("actions"), nb::arg("extras"), nb::arg("lanes"),
-           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("attach"),
+           nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("found"),
            nb::sig("def __init__(self, memory: typing.Any, obs: " RELIVE_FIELDS ", actions: " RELIVE_FIELDS
-                   ", extras: " RELIVE_FIELDS ", " RELIVE_SHAPE ", attach: bool) -> None"))
+                   ", extras: " RELIVE_FIELDS ", " RELIVE_SHAPE ", found: Found) -> None"))
       .def("append_one", &Core::append_one,
            nb::sig("def append_one(self, lane: int, /, *values: typing.Any) -> int | None"))
       .def("append_many", &Core::append_many, nb::arg("lane"), nb::arg("mask").none(), nb::arg("priorities").none(),
@@ -100,6 +102,7 @@ NB_MODULE(_core, module) {
            nb::sig("def keep(self, trusted: numpy.typing.NDArray[numpy.uint64]) -> bool"))
       .def("ids", &Core::ids, nb::sig("def ids(self) -> numpy.typing.NDArray[numpy.int64]"))
       .def_prop_ro("num_lanes", &Core::num_lanes)
+      .def_prop_ro("num_pushed", &Core::num_pushed)
       .def_prop_ro("live", &Core::live);
   nb::class_<Reader>(module, "Reader")
       .def(nb::init<Core&, nb::handle, uint64_t, nb::dict, uint64_t, bool, Found>(), nb::keep_alive<1, 2>(),

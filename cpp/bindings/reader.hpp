@@ -35,9 +35,6 @@ inline SelectorSpec selector_spec(nb::dict options) {
   return spec;
 }
 
-// How memory is found: never used, as it was left, or as a process left it that was killed.
-enum class Found { kZeroed, kWhole, kTorn };
-
 class Reader {
  public:
   // `memory` from `offset` on is the selector's; `found`: how. `primary`: priorities given with a push are for this
@@ -72,7 +69,10 @@ class Reader {
     } else {
       types_ = make_types(spec_.rule.length);
     }
-    if (found == Found::kZeroed || !selector_.is_mine()) {
+    if (primary && memory_.data() != core_.memory()) throw std::invalid_argument("the primary selector is elsewhere");
+    if (found == Found::kLive) {
+      if (!selector_.is_mine()) throw std::invalid_argument("the memory holds no selector of this kind");
+    } else if (found == Found::kZeroed || !selector_.is_mine()) {
       std::memset(memory_.data() + offset, 0, found == Found::kZeroed ? 0 : Selector::bytes(spec_, layout_));
       selector_.init(seed);
     } else if (found == Found::kTorn) {
@@ -306,7 +306,7 @@ class Reader {
     return memory_.data() + offset;
   }
 
-  SharedMutex& mutex() const { return core_.arena().header().mutex; }
+  BufferLock& mutex() const { return core_.lock(); }
   bool is_episodic() const { return spec_.rule.length == AnchorRule::kEpisode; }
 
   // One row of each array of a batch. Transitions: obs..., actions..., extras..., reward, terminated, truncated,

@@ -68,7 +68,12 @@ struct Header {
   uint64_t boot;  // of the machine that opened it last; another one may have lost what was not written yet
   alignas(kCacheLine) SharedMutex mutex;
 };
-static_assert(sizeof(Header) <= kPage);
+
+// 64 numbers that belong to whoever holds the lock: what attached processes count together. See buffer.py.
+inline constexpr uint64_t kBoard = 2048;
+inline constexpr uint64_t kBoardRecoveries =
+    6;  // place of the one number counted here: deaths that were recovered from
+static_assert(sizeof(Header) <= kBoard);
 
 // Where one leaf lies. A packed leaf is at `offset` of its record, and of its final observation: observations come
 // first in a record. A column leaf is at `base + row * bytes`.

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cstdint>
-#include <stdexcept>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -44,8 +43,11 @@ inline int write_out(char* memory, uint64_t bytes) {
   return msync(memory, bytes, MS_SYNC) == 0 ? 0 : errno;
 }
 
+enum class Taken { kNo, kYes, kAfterDeath };
+
 // A mutex that lives inside the buffer's memory, so that it means the same in every process that maps it.
-// Process-shared and robust: the death of its holder is reported to the next one instead of locking it out.
+// Process-shared and robust: the death of its holder is reported to the next one instead of locking it out. Who takes
+// it after a death calls `make_consistent` once what it protects is whole; dies he before, the next one is told again.
 class SharedMutex {
  public:
   void init() {
@@ -57,26 +59,26 @@ class SharedMutex {
     pthread_mutexattr_destroy(&attributes);
   }
 
-  // True if taken at once or after a short spin: critical sections are mostly shorter than going to sleep.
-  bool try_lock() {
+  // Whether it was taken at once or after a short spin: critical sections are mostly shorter than going to sleep.
+  [[nodiscard]] Taken try_lock() {
     for (int attempt = 0; attempt < 64; ++attempt) {
-      if (taken(pthread_mutex_trylock(&mutex_))) return true;
+      const Taken taken = outcome(pthread_mutex_trylock(&mutex_));
+      if (taken != Taken::kNo) return taken;
       spin_pause();
     }
-    return false;
+    return Taken::kNo;
   }
 
-  void lock() {
-    if (!taken(pthread_mutex_lock(&mutex_))) throw std::runtime_error("the buffer's lock could not be taken");
-  }
+  // kNo: it was let go inconsistent, nobody gets it any more.
+  [[nodiscard]] Taken lock() { return outcome(pthread_mutex_lock(&mutex_)); }
+
+  void make_consistent() { pthread_mutex_consistent(&mutex_); }
 
   void unlock() { pthread_mutex_unlock(&mutex_); }
 
  private:
-  bool taken(int result) {
-    // A holder died inside. Appends publish a transition by its last store, so what is visible is whole.
-    if (result == EOWNERDEAD) return pthread_mutex_consistent(&mutex_) == 0;
-    return result == 0;
+  static Taken outcome(int result) {
+    return result == 0 ? Taken::kYes : result == EOWNERDEAD ? Taken::kAfterDeath : Taken::kNo;
   }
 
   pthread_mutex_t mutex_;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <new>
@@ -97,6 +98,29 @@ class RankHeap {
     extend_cumulative(size());
     return true;
   }
+  // Makes the heap whole again whatever a process that was killed left of it: which rows are in it, and their keys,
+  // stay as they are. What is written down about those is never lost on the way, so that this may be killed as well.
+  void mend(uint64_t rows) {
+    uint64_t count = 0;
+    for (uint64_t row = 0; row < rows; ++row)
+      if (places_[row]) entries_[count++] = static_cast<uint32_t>(row);
+    std::make_heap(entries_, entries_ + count,
+                   [this](uint32_t a, uint32_t b) { return keys_[a] != keys_[b] ? keys_[a] < keys_[b] : a > b; });
+    for (uint64_t place = 0; place < count; ++place) move(entries_[place], place);
+    header_->size = count;
+    header_->cumulative = 0;
+    extend_cumulative(count);
+  }
+  // Says of a row that it is in the heap, or is not, for `mend`.
+  void mark(uint32_t row, double key) {
+    keys_[row] = key;
+    std::atomic_thread_fence(std::memory_order_release);
+    if (!places_[row]) places_[row] = 1;
+  }
+  void unmark(uint32_t row) {
+    if (places_[row]) places_[row] = 0;
+  }
+
   // Since the last sort.
   uint64_t changes() const { return header_->changes; }
 

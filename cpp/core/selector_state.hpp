@@ -38,18 +38,15 @@ class SelectorState {
 
   // Into a selector just initialised, whose arena has its contents. What is not known begins anew. False if the values
   // contradict each other; then it is not to be used.
-  bool copy_in(const SelectorHeader& header, uint64_t heap_changes, const uint64_t* epochs, const SelectorValues& from,
-               bool is_recovery = false) {
+  bool copy_in(const SelectorHeader& header, uint64_t heap_changes, const uint64_t* epochs,
+               const SelectorValues& from) {
     SelectorHeader& now = it_.header();
     now.seed = header.seed;
     now.draws = header.draws;
     if (!(header.largest >= 0 && header.largest <= largest())) return false;
     now.largest = header.largest;
     now.changes = header.changes;
-    if (!put_epochs(header, epochs)) {
-      if (!is_recovery) return false;
-      forget_epochs();  // killed in the midst of beginning one
-    }
+    if (!put_epochs(header, epochs)) return false;
     if (from.masses && !all_valid(from)) return false;
     // Only a sync finds out where episodes end, and what to give to those of whom nothing is known.
     if (it_.spec_.ends || (it_.spec_.keeps_masses() && !all_known(from))) it_.sync();
@@ -71,49 +68,98 @@ class SelectorState {
   }
 
   // Makes a selector whole again whose process was killed, over an arena that is: priorities and uses written before
-  // that are kept, sums and orders made anew.
+  // that are kept, sums and orders made anew. It works in place, and at every step what is there says as much as
+  // before: whoever is killed in the midst of it, the next one finds the same. O(rows used).
   static void recover(Selector& selector) {
-    const SelectorHeader header = selector.header();
-    const SelectorSpec& spec = selector.spec_;
-    const uint64_t live = selector.arena_.header().live;
-    std::vector<uint64_t> epoch(2 * selector.arena_.layout().spec.lanes);
-    std::vector<double> masses(spec.keeps_masses() ? live : 0);
-    std::vector<uint32_t> uses(spec.max_uses ? live : 0);
-    const SelectorValues values{spec.keeps_masses() ? masses.data() : nullptr, nullptr,
-                                spec.max_uses ? uses.data() : nullptr};
     SelectorState state(selector);
-    epochs(selector, epoch.data());
-    state.copy_out(values);
-    state.correct(values);
-    const auto begin_anew = [&] {
-      std::memset(selector.memory_, 0, selector.places_.end);
-      selector.init(header.seed);
-    };
-    begin_anew();
-    if (state.copy_in(header, 0, epoch.data(), values, true)) return;
-    begin_anew();  // no process left such values behind: priorities and uses are lost
-    selector.header().draws = header.draws;
+    SelectorHeader& now = selector.header();
+    if (!(now.largest >= 0 && now.largest <= state.largest())) now.largest = 1.0;
+    if (!state.has_epochs()) state.forget_epochs();  // killed in the midst of beginning one
+    for (uint64_t lane = 0; lane < selector.arena_.layout().spec.lanes; ++lane) {
+      if (selector.spec_.keeps_masses()) state.mend_values(lane);
+      if (selector.spec_.ends) state.mend_ends(lane);
+    }
+    if (auto* tree = std::get_if<SumTree>(&selector.masses_)) tree->rebuild();
+    if (auto* heap = std::get_if<RankHeap>(&selector.masses_))
+      heap->mend(selector.arena_.layout().rows * selector.arena_.layout().spec.lanes);
+    if (selector.spec_.max_uses) state.count_uses();
+    ++now.changes;
+    std::atomic_thread_fence(std::memory_order_release);  // what was known before is needed until here
+    if (selector.follows()) state.catch_up();
   }
 
  private:
   void forget_epochs() {
     SelectorHeader& now = it_.header();
+    now.epoch_size = now.epoch_at = 0;
     for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane)
       it_.lane(lane).epoch_begin = it_.lane(lane).epoch_head = 0;
-    now.epoch_size = now.epoch_at = 0;
   }
 
-  // What the last sync before a process was killed says about transitions, and what has come since.
-  void correct(const SelectorValues& values) const {
-    uint64_t i = 0;
-    each_live([&](uint64_t lane, uint64_t time, uint64_t row) {
-      const uint64_t at = i++;
-      if (!values.masses) return;
-      if (values.uses && values.uses[at] == it_.spec_.max_uses)
-        values.masses[at] = kNoAnchor;  // its last one, just now
-      else if (values.masses[at] == kNoAnchor && became_anchor(lane, time, row))
-        values.masses[at] = std::numeric_limits<double>::quiet_NaN();
+  // What the last sync before a process was killed says about the rows of a lane, and what has come since.
+  void mend_values(uint64_t lane) {
+    const LaneHeader& state = arena_.lane(lane);
+    const uint64_t rows = arena_.layout().rows;
+    const uint64_t used = std::min(rows, state.head + 2);  // an append can have touched no more
+    for (uint64_t i = 0; i < used; ++i) {
+      const uint64_t row = lane * rows + i, time = state.begin + (i + rows - state.begin % rows) % rows;
+      put(row, time < state.head ? mended(lane, time, row) : kNoAnchor);
+    }
+  }
+
+  // What a live transition is to be drawn by. Puts its uses right.
+  double mended(uint64_t lane, uint64_t time, uint64_t row) {
+    const SelectorLane& seen = it_.lane(lane);
+    bool known = time >= seen.begin && time < seen.head;
+    if (it_.spec_.max_uses) {
+      uint32_t& uses = it_.uses(row);
+      uses = known ? std::min(uses, it_.spec_.max_uses) : 0;
+      if (uses == it_.spec_.max_uses) return kNoAnchor;  // its last one, just now
+    }
+    const double found = mass(row);
+    if (known && found == kNoAnchor) known = !became_anchor(lane, time, row);
+    if (known && (found == kNoAnchor || found <= largest())) return found;
+    return it_.spec_.rule.is_anchor(arena_, arena_.anchor_at(row)) ? it_.header().largest : kNoAnchor;
+  }
+
+  void put(uint64_t row, double mass) {
+    if (auto* tree = std::get_if<SumTree>(&it_.masses_)) {
+      const double value = mass > 0 ? mass : 0.0;
+      if (it_.mass(row) != value) tree->put(row, value);  // touches no page for nothing
+    } else {
+      auto& heap = std::get<RankHeap>(it_.masses_);
+      if (mass == kNoAnchor)
+        heap.unmark(static_cast<uint32_t>(row));
+      else
+        heap.mark(static_cast<uint32_t>(row), mass);
+    }
+  }
+
+  // How far each live transition is from the end of its episode, from the arena alone.
+  void mend_ends(uint64_t lane) {
+    const LaneHeader& state = arena_.lane(lane);
+    const uint64_t rows = arena_.layout().rows;
+    uint32_t steps = Selector::kOpen;
+    for (uint64_t time = state.head; time-- > state.begin;) {
+      const uint64_t row = lane * rows + time % rows;
+      if (arena_.words(row).final != 0)
+        steps = 0;
+      else if (steps != Selector::kOpen)
+        ++steps;
+      it_.end(row) = steps;
+    }
+  }
+
+  bool count_uses() {
+    uint64_t left = 0;
+    bool valid = true;
+    each_live([&](uint64_t, uint64_t, uint64_t row) {
+      if (!(it_.mass(row) > 0)) return;
+      valid = valid && it_.uses(row) < it_.spec_.max_uses;  // else it would be drawn for ever, and never given out
+      left += it_.spec_.max_uses - it_.uses(row);
     });
+    it_.header().uses_left = left;
+    return valid;
   }
 
   // True if this transition may have become the anchor of a sequence since the last sync, by what was pushed then.
@@ -144,20 +190,27 @@ class SelectorState {
 
   bool put_epochs(const SelectorHeader& header, const uint64_t* epochs) {
     SelectorHeader& now = it_.header();
-    uint64_t size = 0;
     for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) {
-      const uint64_t begin = epochs[2 * lane], head = epochs[2 * lane + 1];
-      if (begin > head || head > arena_.lane(lane).head || head - begin > arena_.layout().spec.lane_capacity)
-        return false;
-      it_.lane(lane).epoch_begin = begin;
-      it_.lane(lane).epoch_head = head;
-      size += head - begin;
+      it_.lane(lane).epoch_begin = epochs[2 * lane];
+      it_.lane(lane).epoch_head = epochs[2 * lane + 1];
     }
-    if (header.epoch_size != size || header.epoch_at > size) return false;
     now.epoch = header.epoch;
     now.epoch_size = header.epoch_size;
     now.epoch_at = header.epoch_at;
-    return true;
+    return has_epochs();
+  }
+
+  // Whether what is noted about the epoch under way can be.
+  bool has_epochs() const {
+    const SelectorHeader& now = it_.header();
+    uint64_t size = 0;
+    for (uint64_t lane = 0; lane < arena_.layout().spec.lanes; ++lane) {
+      const uint64_t begin = it_.lane(lane).epoch_begin, head = it_.lane(lane).epoch_head;
+      if (begin > head || head > arena_.lane(lane).head || head - begin > arena_.layout().spec.lane_capacity)
+        return false;
+      size += head - begin;
+    }
+    return now.epoch_size == size && now.epoch_at <= size;
   }
 
   bool all_known(const SelectorValues& from) const {
@@ -186,7 +239,6 @@ class SelectorState {
     std::vector<RankHeap::Entry> entries;
     bool valid = true;
     uint64_t i = 0;
-    it_.header().uses_left = 0;
     each_live([&](uint64_t, uint64_t, uint64_t row) {
       if (from.uses) {
         it_.uses(row) = from.uses[i];
@@ -205,12 +257,7 @@ class SelectorState {
     });
     if (tree) tree->rebuild();
     if (heap && from.places) valid = valid && heap->restore(entries, heap_changes);
-    if (it_.spec_.max_uses)
-      each_live([&](uint64_t, uint64_t, uint64_t row) {
-        if (!(it_.mass(row) > 0)) return;
-        valid = valid && it_.uses(row) < it_.spec_.max_uses;  // else it would be drawn for ever, and never given out
-        it_.header().uses_left += it_.spec_.max_uses - it_.uses(row);
-      });
+    if (it_.spec_.max_uses) valid = count_uses() && valid;
     return valid && (!tree || std::isfinite(it_.total()));
   }
 

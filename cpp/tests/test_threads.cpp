@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "core/buffer_lock.hpp"
 #include "core/ring.hpp"
 #include "core/selector.hpp"
 #include "core/window.hpp"
@@ -16,6 +17,7 @@ constexpr uint64_t kLanes = 3, kPushes = 4000, kBatch = 32;
 
 void push_all(Arena arena, uint64_t lane) {
   Ring ring(arena);
+  BufferLock lock(arena);
   for (uint64_t time = 0; time < kPushes; ++time) {
     const uint64_t obs = time * kLanes + lane, next_obs = obs + kLanes;
     const char* obs_at = reinterpret_cast<const char*>(&obs);
@@ -23,13 +25,14 @@ void push_all(Arena arena, uint64_t lane) {
     const auto reward = static_cast<float>(time);
     const uint8_t terminated = time % 11 == 10, truncated = 0;
     const Block block{{&obs_at, 1}, {&next_at, 1}, {&obs_at, 1}, &reward, &terminated, &truncated};
-    const std::lock_guard guard(arena.header().mutex);
+    const std::lock_guard guard(lock);
     ring.append(lane, block, 0);
   }
 }
 
 // Each reader has a selector of its own; the last two share one, as threads that sample one buffer do.
 void sample_all(Arena arena, Selector* selector) {
+  BufferLock lock(arena);
   const TransitionView view(arena.layout(), 1, 0.9, 1, false);
   std::vector<Anchor> anchors(kBatch);
   std::vector<uint64_t> obs(kBatch), next_obs(kBatch), rest(kBatch);
@@ -43,8 +46,7 @@ void sample_all(Arena arena, Selector* selector) {
   const std::vector<double> raw(kBatch, 2.0);
   for (int batch = 0; batch < 1500; ++batch) {
     {
-      Header& header = arena.header();
-      const std::lock_guard guard(header.mutex);
+      const std::lock_guard guard(lock);
       if (!selector->draw(kBatch, anchors.data(), nullptr)) continue;
       view.assemble(arena, anchors.data(), kBatch, out);
     }
@@ -55,7 +57,7 @@ void sample_all(Arena arena, Selector* selector) {
       CHECK(terminated[i] == (id / kLanes % 11 == 10));
     }
     if (selector->spec().keeps_priorities()) {
-      const std::lock_guard guard(arena.header().mutex);
+      const std::lock_guard guard(lock);
       selector->update(ids.data(), raw.data(), kBatch);
     }
   }

@@ -20,6 +20,7 @@ from relive.mapped import Mmap
 from relive.mixture import Mixture
 from relive.samplers import Prioritized, Shuffled, Uniform
 from relive.schema import Field, Schema
+from relive.shared import SharedMemory
 from relive.storage import Memory, Plan, plan
 from relive.views import Hindsight, Sequences, Transitions
 
@@ -42,6 +43,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Sequences",
+    "SharedMemory",
     "Shuffled",
     "SnapshotError",
     "StaleIdError",

@@ -12,6 +12,8 @@ import numpy.typing
 
 MAX_LANE_CAPACITY: int = 1073741823
 
+BOARD: int = 2048
+
 WHOLE_EPISODE: int = 18446744073709551615
 
 def measure(obs: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], rest: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], lanes: int, lane_capacity: int, stacked: int, history: int) -> dict[str, int]: ...
@@ -29,8 +31,10 @@ class Found(enum.Enum):
 
     TORN = 2
 
+    LIVE = 3
+
 class Core:
-    def __init__(self, memory: Any, obs: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], actions: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], extras: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], lanes: int, lane_capacity: int, stacked: int, history: int, attach: bool) -> None: ...
+    def __init__(self, memory: Any, obs: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], actions: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], extras: Sequence[tuple[numpy.dtype[Any], list[int], list[int], list[int]]], lanes: int, lane_capacity: int, stacked: int, history: int, found: Found) -> None: ...
 
     def append_one(self, lane: int, /, *values: Any) -> int | None: ...
 
@@ -72,6 +76,9 @@ class Core:
 
     @property
     def num_lanes(self) -> int: ...
+
+    @property
+    def num_pushed(self) -> int: ...
 
     @property
     def live(self) -> int: ...

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from relive._core import Core, Found
+from relive._core import BOARD, Core, Found
 from relive.append import Appender
 from relive.forking import watch
 from relive.mapped import Mmap, Synced, damaged, forget_synced, open_until_end, repair
@@ -17,11 +19,13 @@ from relive.reading import Reader
 from relive.samplers import BuiltIn, Sampler
 from relive.saving import Saver
 from relive.schema import Schema
+from relive.segment import Segment
+from relive.shared import SharedMemory, not_whole
 from relive.specs import sampler_to_dict, view_to_dict
 from relive.storage import Memory, core_field, core_fields, history, measure
 from relive.views import View
 
-Storage = Memory | Mmap
+Storage = Memory | Mmap | SharedMemory
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Engine:
         appender: fits and appends.
         reading: the buffer's own reader.
         saver: saves.
+        board: int64 [64], the same numbers in every process that has the buffer; changed only between `core.hold()` and
+            `core.release()`. 0: attachments so far. 1 to 5: items sampled, nanoseconds inserters and samplers waited,
+            waits of either, see `share.rate_limit`. 6: deaths in the midst of something that were recovered from.
+        segment: where it lies, in shared memory.
+        attachment: number of this attachment to a shared buffer; 0 for who made it.
     """
 
     core: Core
@@ -62,18 +71,27 @@ class Engine:
     appender: Appender
     reading: Reader
     saver: Saver
+    board: NDArray[np.int64]
+    segment: Segment | None = None
+    attachment: int = 0
 
 
 def assemble(
-    spec: Spec, storage: Storage, *, attach: bool = False, fill: Callable[[Core, Reader], None] | None = None
+    spec: Spec,
+    storage: Storage,
+    *,
+    attach: bool = False,
+    segment: Segment | None = None,
+    fill: Callable[[Core, Reader], None] | None = None,
 ) -> Engine:
-    """Allocates memory for a buffer, or with `attach` finds one in its file.
+    """Allocates memory for a buffer, or finds one that is there.
 
     Args:
         spec: what it is.
         storage: where the bytes live.
-        attach: whether there is one.
-        fill: gives it its contents. What fails before that is done leaves no file behind.
+        attach: whether there is one in the storage's file.
+        segment: the shared memory that there is one in.
+        fill: gives it its contents. What fails before that is done leaves no file and no shared memory behind.
 
     Raises:
         ConfigError: there is no room, or something is in it.
@@ -82,61 +100,131 @@ def assemble(
     sizes = measure(spec.schema, spec.capacity, spec.lanes, spec.view, spec.sampler)
     selector_at = sizes.max_bytes - sizes.sampler_bytes
     busy = (0, sizes.full_bytes - sizes.sampler_bytes), (selector_at, sizes.max_bytes)
-    if isinstance(storage, Memory):
-        engine = _connect(spec, storage.allocate(sizes.max_bytes, busy), selector_at, None)
-        if fill:
-            fill(engine.core, engine.reading)
-        return engine
-    memory = storage.open(sizes.max_bytes) if attach else storage.allocate(sizes.max_bytes, busy)
+    if isinstance(storage, Mmap):
+        return _mapped(spec, storage, sizes.max_bytes, selector_at, busy, attach=attach, fill=fill)
+    if isinstance(storage, SharedMemory):
+        return _shared(spec, storage, sizes.max_bytes, selector_at, busy, segment=segment, fill=fill)
+    memory = storage.allocate(sizes.max_bytes, busy)
+    core = _core(spec, memory, Found.ZEROED)
+    reading = _reading(spec, core, memory, selector_at, Found.ZEROED)
+    watch(core)
+    if fill:
+        fill(core, reading)
+    return _engine(spec, core, core, reading, memory)
+
+
+def _mapped(
+    spec: Spec,
+    storage: Mmap,
+    num_bytes: int,
+    selector_at: int,
+    busy: tuple[tuple[int, int], ...],
+    *,
+    attach: bool,
+    fill: Callable[[Core, Reader], None] | None,
+) -> Engine:
+    path = Path(storage.path)
+    memory = storage.open(num_bytes) if attach else storage.allocate(num_bytes, busy)
     try:
-        engine = _connect(spec, memory, selector_at, storage, attach=attach)
+        found, draws = Found.ZEROED, 0
+        try:
+            core = _core(spec, memory, Found.WHOLE if attach else Found.ZEROED)
+        except ValueError as error:
+            raise damaged(path) from error
+        if attach:
+            found, draws = repair(path, memory, core, history(spec.schema, spec.view))
+            if found is Found.ZEROED:
+                np.frombuffer(memory, np.uint8)[selector_at:] = 0
+        reading = _reading(spec, core, memory, selector_at, found)
+        if draws:
+            reading.resume(spec.seed, draws)
+        watch(core, shared=True)
+        open_until_end(core, memory)
         if fill:
-            fill(engine.core, engine.reading)
-        if isinstance(engine.into, Synced):
-            engine.into.write_out()
+            fill(core, reading)
+        if storage.sync is None:
+            into: Core | Synced = core
+            forget_synced(path)
         else:
-            forget_synced(Path(storage.path))
+            into = Synced(core, path, storage.sync, lambda: reading.draws)
+            into.write_out()
         if not attach:
             storage.describe(spec.to_dict())
-        return engine
+        return _engine(spec, core, into, reading, memory)
     except BaseException:
         if not attach:
             storage.discard()
         raise
 
 
-def _connect(spec: Spec, memory: Any, selector_at: int, mapped: Mmap | None, *, attach: bool = False) -> Engine:
-    """The parts over their memory, which is zeroed, or what `attach` found."""
-    schema, kept = spec.schema, history(spec.schema, spec.view)
+def _shared(
+    spec: Spec,
+    storage: SharedMemory,
+    num_bytes: int,
+    selector_at: int,
+    busy: tuple[tuple[int, int], ...],
+    *,
+    segment: Segment | None,
+    fill: Callable[[Core, Reader], None] | None,
+) -> Engine:
+    found = Found.LIVE if segment else Found.ZEROED
+    segment = segment or storage.allocate(spec.to_dict(), num_bytes, busy)
     try:
-        core = Core(
-            memory,
-            core_fields(schema.obs, "obs"),
-            core_fields(schema.action, "action"),
-            [core_field(extra) for extra in schema.extras.values()],
-            spec.lanes,
-            spec.capacity // spec.lanes,
-            schema.stacked,
-            kept,
-            attach,
-        )
-    except ValueError as error:
-        assert mapped  # memory that was just allocated fits
-        raise damaged(Path(mapped.path)) from error
-    found, draws = Found.ZEROED, 0
-    if mapped and attach:
-        found, draws = repair(Path(mapped.path), memory, core, kept)
-        if found is Found.ZEROED:
-            np.frombuffer(memory, np.uint8)[selector_at:] = 0
-    reading = Reader(core, schema, spec.view, spec.sampler, (memory, selector_at), spec.seed, primary=True, found=found)
-    if draws:
-        reading.resume(spec.seed, draws)
-    watch(core, shared=mapped is not None)
-    into: Core | Synced = core
-    if mapped:
-        open_until_end(core, memory)
-        if mapped.sync is not None:
-            into = Synced(core, Path(mapped.path), mapped.sync, lambda: reading.draws)
-    appender = Appender(into, schema, spec.lanes)
-    saver = Saver(core, reading.native, schema, spec.capacity)
-    return Engine(core, into, appender, reading, saver)
+        if len(segment.payload) != num_bytes:
+            raise not_whole(storage.name)
+        try:
+            core = _core(spec, segment.payload, found)
+            reading = _reading(spec, core, segment.payload, selector_at, found)
+        except ValueError as error:
+            raise not_whole(storage.name) from error
+        watch(core, shared=True)
+        if fill:
+            fill(core, reading)
+        engine = _engine(spec, core, core, reading, segment.payload, segment=segment)
+        if found is Found.LIVE:
+            engine = replace(engine, attachment=_count_attachment(engine))
+        weakref.finalize(core, segment.close)
+        return engine
+    except BaseException:
+        segment.close()
+        raise
+
+
+def _count_attachment(engine: Engine) -> int:
+    """The number of this attachment: 1, 2, ..."""
+    engine.core.hold()
+    try:
+        engine.board[0] += 1
+        return int(engine.board[0])
+    finally:
+        engine.core.release()
+
+
+def _core(spec: Spec, memory: Any, found: Found) -> Core:
+    schema = spec.schema
+    return Core(
+        memory,
+        core_fields(schema.obs, "obs"),
+        core_fields(schema.action, "action"),
+        [core_field(extra) for extra in schema.extras.values()],
+        spec.lanes,
+        spec.capacity // spec.lanes,
+        schema.stacked,
+        history(schema, spec.view),
+        found,
+    )
+
+
+def _reading(spec: Spec, core: Core, memory: Any, selector_at: int, found: Found) -> Reader:
+    return Reader(
+        core, spec.schema, spec.view, spec.sampler, (memory, selector_at), spec.seed, primary=True, found=found
+    )
+
+
+def _engine(
+    spec: Spec, core: Core, into: Core | Synced, reading: Reader, memory: Any, *, segment: Segment | None = None
+) -> Engine:
+    board = np.frombuffer(memory, np.int64, 64, BOARD)
+    appender = Appender(into, spec.schema, spec.lanes)
+    saver = Saver(core, reading.native, spec.schema, spec.capacity)
+    return Engine(core, into, appender, reading, saver, board, segment)

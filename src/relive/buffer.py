@@ -26,6 +26,8 @@ from relive.prefetch import Batches, Beta
 from relive.reading import Output, Reader
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Field, Schema, leaves
+from relive.segment import Segment
+from relive.shared import Handle, SharedMemory, handle_of
 from relive.snapshot import Manifest
 from relive.storage import Memory, divide, format_bytes, history, measure
 from relive.views import Hindsight, Sequences, View
@@ -91,22 +93,31 @@ class ReplayBuffer:
         storage: Storage,
         *,
         attach: bool = False,
+        segment: Segment | None = None,
         fill: Callable[[Core, Reader], None] | None = None,
     ) -> ReplayBuffer:
-        """A buffer from all that it is; with `attach`, the one that lies in a file; with contents that `fill` gives."""
+        """A buffer from all that it is.
+
+        With `attach`, the one that lies in a file; the one of a shared `segment`; with contents that `fill` gives.
+        """
         buffer = cls(
             spec.capacity, lanes=spec.lanes, sampler=spec.sampler, view=spec.view, storage=storage, seed=spec.seed
         )
         divide(spec.capacity, spec.lanes, spec.schema)
-        buffer._build(spec.schema, attach=attach, fill=fill)
+        buffer._build(spec.schema, attach=attach, segment=segment, fill=fill)
         return buffer
 
     def _build(
-        self, schema: Schema, *, attach: bool = False, fill: Callable[[Core, Reader], None] | None = None
+        self,
+        schema: Schema,
+        *,
+        attach: bool = False,
+        segment: Segment | None = None,
+        fill: Callable[[Core, Reader], None] | None = None,
     ) -> None:
         """Lays out the memory, once the schema is known."""
         spec = Spec(self._capacity, self._lanes, schema, self._sampler, self._view, self._seed)
-        self._engine = assemble(spec, self._storage, attach=attach, fill=fill)
+        self._engine = assemble(spec, self._storage, attach=attach, segment=segment, fill=fill)
         self._core, self._appender, self._reading = self._engine.into, self._engine.appender, self._engine.reading
         self._spec = spec
         self._extras, self._num_extras = tuple(schema.extras), len(schema.extras)
@@ -355,7 +366,8 @@ class ReplayBuffer:
             view: what an id becomes; the buffer's by default.
             sampler: which ids are drawn; the buffer's by default. What it keeps (priorities, use counts) is its own;
                 priorities given with a push go to the buffer's own sampler.
-            seed: of its generator; None derives one from the buffer's seed and the number of readers made before.
+            seed: of its generator; None derives one from the buffer's seed and the number of readers made before, in a
+                process that is attached also from how many were attached before it.
 
         Returns:
             Reader: with `sample`, `get`, `update_priorities`, `anchors` and `batches` like the buffer's.
@@ -378,7 +390,8 @@ class ReplayBuffer:
             number = self._num_readers
             self._num_readers += 1
         if seed is None:
-            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
+            here = [self._engine.attachment] if self._engine.attachment else []  # other processes have other readers
+            seed = int(np.random.SeedSequence([self._seed, number, *here]).generate_state(1, np.uint64)[0])
         sizes = measure(self._schema, self._capacity, self._lanes, view, sampler)
         memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])
         return Reader(self._engine.core, self._schema, view, sampler, (memory, 0), check_seed(seed), primary=False)
@@ -466,8 +479,26 @@ class ReplayBuffer:
                     self._build(schema)
         return Writer(self, envs)
 
+    def handle(self) -> Handle:
+        """What other processes attach to this buffer by: small, picklable. See `relive.attach`.
+
+        Raises:
+            ConfigError: the buffer lies elsewhere than in `SharedMemory`, or has no schema yet.
+        """
+        if not isinstance(self._storage, SharedMemory):
+            raise ConfigError(
+                f"handle: expected a buffer with storage=SharedMemory(), got {self._storage}. Make it with that."
+            )
+        if self._schema is None:
+            raise ConfigError("handle: expected a schema, got none yet. Give the buffer one, or push first.")
+        assert self._engine.segment is not None
+        return handle_of(self._engine.segment)
+
     def __reduce__(self) -> NoReturn:
-        raise ConfigError("ReplayBuffer: expected to stay where it is, cannot be copied or pickled. Share the object.")
+        raise ConfigError(
+            "ReplayBuffer: expected to stay where it is, cannot be copied or pickled. Share the object; with another "
+            "process storage=SharedMemory() and buffer.handle()."
+        )
 
     def __len__(self) -> int:
         return self._core.live if self._schema is not None else 0
@@ -489,6 +520,11 @@ class ReplayBuffer:
     def epochs(self) -> int:
         """Epochs completed under `Shuffled`; 0 under other samplers. A batch may end one and begin the next."""
         return self._reading.epochs if self._schema is not None else 0
+
+    @property
+    def num_pushed(self) -> int:
+        """Transitions that were ever pushed, in all lanes, by all processes. Takes no lock; cost: O(lanes)."""
+        return self._core.num_pushed if self._schema is not None else 0
 
     @property
     def capacity(self) -> int:

@@ -17,6 +17,7 @@ from relive.reading import Reader
 from relive.restoring import Restorer
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Schema
+from relive.shared import Handle, SharedMemory, open_segment
 from relive.snapshot import MANIFEST, Manifest, read_manifest
 from relive.specs import sampler_from_dict, sampler_to_dict, view_from_dict, view_to_dict
 from relive.storage import Memory, history
@@ -73,33 +74,67 @@ def load(
 
 
 def attach(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Handle,
     *,
     sync: int | None = None,
     view: View | Hindsight | None = None,
     sampler: BuiltIn | Sampler | None = None,
 ) -> ReplayBuffer:
-    """The buffer that lies in a directory, see `Mmap`: also after its process was killed, at any moment.
+    """A buffer that is there: the one that another process shares, or the one that lies in a directory.
 
-    Everything up to the last completed push is there, and priorities; a push that was cut short may have evicted the
-    oldest transition of its lane already. After a power loss see `Mmap`. Further readers begin anew.
+    By a handle (see `SharedMemory`): the same buffer as in the process that made it, with its transitions, priorities
+    and counters, which both change. Batches are numbered across all processes, so that each is drawn once.
+
+    By a path (see `Mmap`): the buffer that lies there, also after its process was killed, at any moment. Everything up
+    to the last completed push is there, and priorities; a push that was cut short may have evicted the oldest
+    transition of its lane already. After a power loss see `Mmap`. Further readers begin anew.
 
     Args:
-        path: the directory of a buffer with `storage=Mmap(path)`.
-        sync: see `Mmap`; as little a part of what is stored as it was then.
+        path: what `buffer.handle()` gave, or the directory of a buffer with `storage=Mmap(path)`.
+        sync: see `Mmap`; as little a part of what is stored as it was then. None for a handle.
         view: needed if the buffer's has a reward function; then equal to it otherwise.
         sampler: needed if the buffer's is the user's own.
 
     Raises:
-        SnapshotError: there is none, it is in use, or nothing of it can be trusted.
+        SnapshotError: there is none, it is in use (a directory's), another one than the handle is of, another user's,
+            or nothing of it can be trusted.
         ConfigError: another view or sampler than the buffer's. Use `reader` for those.
 
-    Cost: nothing after a clean end; else O(transitions), for the sums of priorities and the free places.
+    Cost: by a handle nothing. By a path nothing after a clean end; else O(transitions), for the sums of priorities and
+        the free places.
     """
+    if isinstance(path, Handle):
+        return _attach_shared(path, sync, view, sampler)
     directory = as_path("attach", path)
     storage = Mmap(str(directory), sync)
-    card = read_card(directory)
-    spec = _spec(directory / CARD, card, view, sampler)
+    spec = _same_spec(directory / CARD, read_card(directory), view, sampler)
+    return ReplayBuffer._assembled(spec, storage, attach=True)
+
+
+def _attach_shared(
+    handle: Handle, sync: int | None, view: View | Hindsight | None, sampler: BuiltIn | Sampler | None
+) -> ReplayBuffer:
+    if sync is not None:
+        raise ConfigError(f"attach: expected no sync with a handle, got {sync!r}. Shared memory is not on a disk.")
+    segment = open_segment(handle)
+    try:
+        spec = _same_spec(Path(handle.name), segment.card, view, sampler)
+        return ReplayBuffer._assembled(spec, SharedMemory(handle.name), segment=segment)
+    except BaseException:
+        segment.close()
+        raise
+
+
+def _same_spec(
+    file: Path, card: dict[str, Any], view: View | Hindsight | None, sampler: BuiltIn | Sampler | None
+) -> Spec:
+    """What a buffer is that is to be attached to.
+
+    Raises:
+        SnapshotError: nothing that describes one.
+        ConfigError: view or sampler are others than the buffer's.
+    """
+    spec = _spec(file, card, view, sampler)
     for name, there, given in (
         ("sampler", card["sampler"], sampler_to_dict(spec.sampler)),
         ("view", card["view"], view_to_dict(spec.view)),
@@ -108,7 +143,7 @@ def attach(
             raise ConfigError(
                 f"{name}: expected that of the buffer, {there}, got {given}. Use buffer.reader for another."
             )
-    return ReplayBuffer._assembled(spec, storage, attach=True)
+    return spec
 
 
 def _load(

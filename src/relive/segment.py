@@ -19,7 +19,6 @@ import struct
 import weakref
 import zlib
 from collections.abc import Iterable
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class Segment:
             ) from None
         files = [file]
         try:
-            _register(name)
+            _track(path.name, True)
             # A lock belongs to an opening of the file, which the children of a fork have too: the claim is on one of
             # its own, which they close.
             claim = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -216,14 +215,17 @@ def _close(path: Path, files: list[int], owner: int | None) -> None:
             there, ours = path.lstat(), os.fstat(files[0])
             if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                 path.unlink()
-        resource_tracker.unregister(f"/{path.name}", "shared_memory")
+        _track(path.name, False)
     for file in files:
         os.close(file)
 
 
-def _register(name: str) -> None:
-    """Has the standard library's tracker remove the name should this process be killed."""
-    resource_tracker.register(f"/{_PREFIX}{name}", "shared_memory")
+def _track(name: str, begin: bool) -> None:
+    """Has the standard library's tracker remove the name should this process be killed; or no more."""
+    from multiprocessing import resource_tracker  # takes a while, and most buffers need none
+
+    change = resource_tracker.register if begin else resource_tracker.unregister
+    change(f"/{name}", "shared_memory")
 
 
 def _encode(head: dict[str, Any]) -> bytes:

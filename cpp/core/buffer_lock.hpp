@@ -1,0 +1,64 @@
+// The one lock of a buffer, for all processes that map it. Who takes it after the death of its holder repairs what that
+// one left behind, before anything else.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+
+#include "recovery.hpp"
+#include "selector_state.hpp"
+
+namespace relive {
+
+class BufferLock {
+ public:
+  explicit BufferLock(const Arena& arena) : arena_(arena) {}
+
+  // The selector that lies beside the arena, and is repaired with it. Its memory outlives this.
+  void follow(const Selector& primary) { primary_ = std::make_unique<Selector>(primary); }
+
+  void init() { mutex().init(); }
+
+  void lock() {
+    const Taken taken = mutex().lock();
+    if (taken == Taken::kNo) refuse();
+    if (taken == Taken::kAfterDeath) repair();
+  }
+
+  // kAfterDeath: taken, but `repair` comes first, which takes its time.
+  [[nodiscard]] Taken try_lock() { return mutex().try_lock(); }
+
+  // Makes everything whole. O(rows used). Throws where what is there is nothing that a death can have left: then nobody
+  // gets the lock any more.
+  void repair() {
+    if (mend()) {
+      ++reinterpret_cast<int64_t*>(arena_.at(kBoard))[kBoardRecoveries];
+      mutex().make_consistent();
+      return;
+    }
+    unlock();
+    refuse();
+  }
+
+  void unlock() { mutex().unlock(); }
+
+ private:
+  SharedMutex& mutex() const { return arena_.header().mutex; }
+
+  // Both steps may be killed and done again. No exception may leave the lock to somebody else: a process without the
+  // memory for it ends here, and the next one tries.
+  bool mend() noexcept {
+    if (!Recovery(arena_).after_kill()) return false;
+    if (primary_) SelectorState::recover(*primary_);
+    return true;
+  }
+
+  [[noreturn]] static void refuse() {
+    throw std::runtime_error("the buffer's memory was damaged by a process that ended while it wrote");
+  }
+
+  Arena arena_;
+  std::unique_ptr<Selector> primary_;
+};
+
+}  // namespace relive
