@@ -39,3 +39,7 @@ class DatasetError(ReplayError, ValueError):
 
 class RateLimitTimeout(ReplayError, TimeoutError):
     """Held by a rate limiter for longer than was said: the other side is too slow, or gone."""
+
+
+class ShardError(ReplayError, ConnectionError):
+    """No shard answers in time, or one that has to: it is dead, being restarted, or cannot be reached."""

@@ -1,0 +1,147 @@
+"""A shard as it is seen from elsewhere: calls that may fail, and what is known of it. Knows Ray, and no batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from relive.errors import ConfigError
+from relive.share.ray_shard import State
+
+try:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+except ImportError as error:
+    raise ConfigError("relive.share.ray: expected Ray, it is not installed. pip install 'relive[ray]'.") from error
+
+_log = logging.getLogger("relive.share.ray")
+_BETWEEN_PROBES = 0.25  # seconds
+__all__ = ["Pending", "Remote", "gather", "ray", "refresh", "wait_for"]  # ray: once it is known to be there
+
+
+class Pending(NamedTuple):
+    """An answer to come.
+
+    Attributes:
+        ref: Ray's.
+        number: of the call, among those to this shard.
+    """
+
+    ref: Any
+    number: int
+
+
+class Remote:
+    """One shard, seen from one process. Its calls are carried out in their order.
+
+    Attributes:
+        state: what it said last; None before it was heard.
+        lives: how often it was seen to begin anew.
+        up: whether it answered when it was last asked.
+        lost: transitions that are known to have been there and are not any more; `state.missing` may know of more.
+    """
+
+    def __init__(self, handle: Any, number: int) -> None:
+        self.handle = handle
+        self.number = number
+        self.state: State | None = None
+        self.lives = 0
+        self.up = True
+        self.lost = 0
+        self._calls = 0
+        self._heard = 0  # number of the newest call that was answered
+        self._since = 0.0  # when it went away
+        self._probe: Pending | None = None
+        self._next_probe = 0.0
+
+    def call(self, verb: str, *args: Any) -> Pending:
+        """Asks for something, without waiting."""
+        self._calls += 1
+        return Pending(getattr(self.handle, verb).remote(*args), self._calls)
+
+    def aside(self, verb: str, *args: Any) -> Any:
+        """Asks for something that is done beside the calls. Returns Ray's reference."""
+        return getattr(self.handle, verb).options(concurrency_group="aside").remote(*args)
+
+    def failed(self, pending: Pending, error: Exception) -> None:
+        """A call was not answered."""
+        if self.up and pending.number > self._heard:
+            self.up, self._since, self._probe = False, time.monotonic(), None
+            self._next_probe = time.monotonic()
+            _log.warning("shard %d: no answer (%s); the others go on", self.number, type(error).__name__)
+
+    def heard(self, pending: Pending, state: State) -> bool:
+        """A call was answered. False if it was an earlier life that did; then the answer is of no use any more."""
+        before = self.state
+        if pending.number < self._heard:
+            return before is not None and state.life == before.life
+        self._heard = pending.number
+        if before is not None and state.life != before.life:
+            lost = max(0, before.pushed - state.restored)
+            self.lives += 1
+            self.lost += lost
+            _log.warning(
+                "shard %d: began anew with %d transitions; at least %d that were stored since are lost",
+                *(self.number, state.live, lost),
+            )
+        if not self.up:
+            self.up = True
+            _log.warning("shard %d: answers again after %.1f s", self.number, time.monotonic() - self._since)
+        self.state = state
+        return True
+
+    def missing(self) -> int:
+        """Transitions lost, as far as is known here."""
+        return max(self.lost, self.state.missing if self.state else 0)
+
+    def look_again(self) -> None:
+        """If it is away, asks from time to time whether it is back; does not wait."""
+        if self.up:
+            return
+        if self._probe is None:
+            if time.monotonic() >= self._next_probe:
+                self._probe = self.call("hello")
+            return
+        done, _ = ray.wait([self._probe.ref], timeout=0)
+        if done:
+            probe, self._probe = self._probe, None
+            self._next_probe = time.monotonic() + _BETWEEN_PROBES
+            state = wait_for(self, probe, 0)
+            if state is not None:
+                self.heard(probe, state)
+
+
+def wait_for(remote: Remote, pending: Pending, seconds: float) -> Any:
+    """The answer; None if the shard went away or took longer.
+
+    Raises:
+        Exception: what the shard itself raised.
+    """
+    try:
+        return ray.get(pending.ref, timeout=seconds)
+    except RayTaskError:
+        raise
+    except (GetTimeoutError, RayError) as error:
+        remote.failed(pending, error)
+        return None
+
+
+def gather(asked: Sequence[tuple[Remote, Pending]], seconds: float) -> list[Any]:
+    """All the answers, None for those that did not come."""
+    until = time.monotonic() + seconds
+    try:
+        return list(ray.get([pending.ref for _, pending in asked], timeout=seconds))
+    except RayTaskError:
+        raise
+    except (GetTimeoutError, RayError):
+        return [wait_for(remote, pending, max(0.0, until - time.monotonic())) for remote, pending in asked]
+
+
+def refresh(remotes: Sequence[Remote], seconds: float) -> None:
+    """Asks all that are there how they are, and waits."""
+    asked = [(remote, remote.call("hello")) for remote in remotes if remote.up]
+    for (remote, pending), state in zip(asked, gather(asked, seconds), strict=True):
+        if state is not None:
+            remote.heard(pending, state)
