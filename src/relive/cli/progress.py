@@ -42,6 +42,8 @@ def _bar(console: Console, steps: int) -> Iterator[Report]:
         def report(now: relive.train.Progress) -> None:
             if now.evaluation is not None:
                 progress.console.print(f"step {now.step:>9,}   greedy return {now.evaluation}", highlight=False)
+            for note in now.notes:
+                progress.console.print(f"step {now.step:>9,}   {note}", highlight=False, soft_wrap=True)
             progress.update(task, completed=now.step, text=_text(now))
             progress.refresh()
 
@@ -53,6 +55,8 @@ def _lines() -> Report:
 
     def report(now: relive.train.Progress) -> None:
         nonlocal written
+        for note in now.notes:
+            print(f"step {now.step:,}: {note}", flush=True)
         if now.evaluation is None and time.monotonic() - written < LINE_SECONDS:
             return
         written = time.monotonic()

@@ -15,6 +15,7 @@ from relive.cli.progress import spectator
 from relive.dqn import PRESETS, TrainConfig, preset
 from relive.errors import ConfigError, ReplayError
 from relive.train import Result, load_config, new_run_dir, resume, train
+from relive.train.actor import in_words
 from relive.train.checkpoint import checkpoint_step, other_versions
 from relive.train.environments import find_spec, make_env
 from relive.train.rundir import CONTENTS, claim_run_dir, lock_run, refuse_finished
@@ -52,6 +53,8 @@ def run(args: Sequence[str]) -> int:
 
     def announce() -> None:
         print(f"Training in {config.env}, seed {config.seed}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+        if config.actors:
+            print(f"Actors: {in_words(config)}.", flush=True)
         if note := _cut_short(config):
             print(note, flush=True)
 
@@ -68,6 +71,8 @@ def run(args: Sequence[str]) -> int:
 def _cut_short(config: TrainConfig) -> str | None:
     """What to say where checkpoints come so often that long episodes are never finished."""
     every, longest = config.checkpoint_every, find_spec(config.env).max_episode_steps
+    if config.actors:
+        return None  # which play on
     if every is None or longest is None or every >= longest * config.num_envs:
         return None
     where = f"in each of {config.num_envs} environments" if config.num_envs > 1 else "at most"
@@ -80,12 +85,24 @@ def _cut_short(config: TrainConfig) -> str | None:
 
 def _refuse_unused(args: Sequence[str], config: TrainConfig) -> None:
     """Refuse options of the other kind of target: here and not in the config, as a preset may set both."""
+    if config.actors:
+        for name in ("--epsilon-start", "--epsilon-end", "--epsilon-fraction"):
+            if _names(args, name):
+                raise ConfigError(
+                    f"{name}: expected none with --actors, got one. Each actor has an epsilon of its own: "
+                    "--actor-epsilon and --actor-alpha say which."
+                )
     option, kind = ("--tau", "soft") if config.agent.target == "periodic" else ("--target-every", "periodic")
-    if any(word.partition("=")[0].replace("_", "-") == option for word in args):
+    if _names(args, option):
         raise ConfigError(
             f"{option}: expected --target {kind} with it, got --target {config.agent.target}, which has no use for it. "
             "Give that, or leave it away."
         )
+
+
+def _names(args: Sequence[str], option: str) -> bool:
+    """Whether the command line gives this option."""
+    return any(word.partition("=")[0].replace("_", "-") == option for word in args)
 
 
 def _resume(run_dir: Path) -> int:
@@ -96,7 +113,9 @@ def _resume(run_dir: Path) -> int:
     if step is not None:  # else refused in a moment
         at = f"at step {step:,}, its last checkpoint"
         print(f"Resuming {config.env}, seed {config.seed}, {at}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
-        if others := other_versions(run_dir):
+        if config.actors:
+            print("Its actors begin new episodes, with other seeds: it goes on, but not bit for bit.", flush=True)
+        elif others := other_versions(run_dir):
             print(f"Made with {', '.join(others)}: it goes on, but perhaps not bit for bit.")
     with spectator(config.length) as report:
         result = resume(run_dir, report=report)

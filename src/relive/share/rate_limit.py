@@ -241,14 +241,3 @@ class Gate:
         else:
             missing = "inserts"
         return f"{what}({n}): expected {missing} within {timeout:g} s, got none that suffice ({so_far}; {limiter})."
-
-
-def tolerance_for(samples_per_insert: float, *, slack: float, batch: int) -> float:
-    """A tolerance that never blocks both sides.
-
-    Args:
-        samples_per_insert: of the limiter.
-        slack: transitions that the inserters may be ahead by.
-        batch: most of one draw.
-    """
-    return max(1.0, samples_per_insert * max(1.0, slack)) + batch

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import relive
+from relive.assembly import Storage
 from relive.dqn import DQN, TrainConfig
 from relive.reading import Output
 from relive.samplers import BuiltIn, Prioritized, RankBased, Uniform
@@ -46,6 +47,10 @@ class Acting(Protocol):
     @property
     def buffer(self) -> Replay:
         """Where the steps go, and batches come from."""
+
+    @property
+    def restarts(self) -> int:
+        """How often somebody who acted died and was replaced."""
 
     def advance(self, state: LoopState) -> None:
         """Bring some steps in: `state.step`, and the returns of episodes that ended.
@@ -118,6 +123,11 @@ class Local:
         if returns:
             state.ended(returns)
 
+    @property
+    def restarts(self) -> int:
+        """Nobody dies alone."""
+        return 0
+
     def admit(self, batch_size: int) -> None:
         """Nobody is ahead of anybody."""
 
@@ -143,9 +153,7 @@ class Local:
         """Nothing goes on."""
 
 
-def make_buffer(
-    config: TrainConfig, schema: relive.Schema, storage: relive.Memory | None = None
-) -> relive.ReplayBuffer:
+def make_buffer(config: TrainConfig, schema: relive.Schema, storage: Storage | None = None) -> relive.ReplayBuffer:
     """An empty buffer; refuses a capacity that would run out of memory half way."""
     view = relive.Transitions(n=config.agent.n_step, gamma=config.agent.gamma, stack=config.stack)
     sampler = make_sampler(config)

@@ -8,13 +8,14 @@ checkpoint before or the new one, whole.
 import hashlib
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 import relive
+from relive.assembly import Storage
 from relive.dqn import TrainConfig
 from relive.errors import ConfigError, SnapshotError
 from relive.snapshot import read_note
@@ -29,7 +30,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run is between two steps, but for its environments, which begin anew."""
+    """All that a run is between two steps, but for its environments and actors, which begin anew."""
 
     step: int
     agent: dict[str, Any]
@@ -38,7 +39,10 @@ class Checkpoint:
     """`LoopState.state_dict()`."""
     metrics: str
     """metrics.csv."""
-    buffer: relive.ReplayBuffer
+    buffer: Any
+    """`relive.train.acting.Replay`."""
+    acting: dict[str, Any] = field(default_factory=dict)
+    """`Acting.state_dict()`."""
 
 
 def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) -> None:
@@ -53,6 +57,8 @@ def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) 
     folder.mkdir(exist_ok=True)
     file = folder / f"agent-{checkpoint.step}.pt"
     state = {"config": config.to_dict(), "agent": checkpoint.agent, "loop": checkpoint.loop}
+    if checkpoint.acting:
+        state["acting"] = checkpoint.acting
     data = io.BytesIO()
     torch.save(state | {"metrics": checkpoint.metrics}, data)
     write_file(file, data.getvalue())
@@ -83,8 +89,13 @@ def other_versions(run_dir: Path) -> list[str]:
     return [f"{name} {made} (here {here.get(name)})" for name, made in made_with if made != here.get(name)]
 
 
-def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
+def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None = None) -> Checkpoint:
     """Read a run's checkpoint. Runs no code that a stranger may have put into it.
+
+    Args:
+        run_dir: the run.
+        config: its settings.
+        storage: where the buffer is to live; this process's memory by default.
 
     Raises:
         ConfigError: there is none, or the settings are not those it was made with.
@@ -95,8 +106,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig) -> Checkpoint:
     note = _read_note(run_dir)
     state = _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
     _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
-    buffer = relive.load(run_dir / CHECKPOINT / REPLAY)
-    return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer)
+    buffer = relive.load(run_dir / CHECKPOINT / REPLAY, storage=storage)
+    return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer, state.get("acting", {}))
 
 
 def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:

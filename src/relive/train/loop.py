@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +55,15 @@ class Progress:
     """Over the last seconds, evaluations included: what the time left is reckoned with."""
     evaluation: Evaluation | None
     """The evaluation just made, once; else None."""
+    notes: tuple[str, ...] = ()
+    """What else happened since the last report, a line each."""
 
 
 Report = Callable[[Progress], None]
 
 
 class Trainer:
-    """One run: an agent, a buffer, environments, and the loop over them, a step at a time."""
+    """One run: an agent, a buffer, whoever acts, and the loop over them, a step at a time."""
 
     def __init__(
         self,
@@ -86,12 +88,11 @@ class Trainer:
         )
         self.greedy = greedy(self.agent, envs.single_action_space)
         self._by_priority = config.sampler != "uniform"
-        self.state = LoopState(np.zeros(envs.num_envs), LossMeter(config.device))
+        self.state = LoopState(np.zeros(0 if config.actors else envs.num_envs), LossMeter(config.device))
         if checkpoint is not None:
             self.agent.load_state_dict(checkpoint.agent)
             self.state.load_state_dict(checkpoint.loop)
-        kept = None if checkpoint is None else checkpoint.buffer
-        self._acting: Acting = Local(config, envs, self.agent, kept, self.state)
+        self._acting = self._begin_acting(envs, checkpoint)
         self.buffer = self._acting.buffer
         self._data: relive.ReplayBuffer | None = None
         self._source: Source = self.buffer
@@ -105,6 +106,18 @@ class Trainer:
         self._marks = deque([(self._reported, self.place)], maxlen=RATE_REPORTS)
         self._row_every = max(1, config.length // ROWS)
 
+    def _begin_acting(self, envs: Envs, checkpoint: Checkpoint | None) -> Acting:
+        """Whoever brings the steps of this run."""
+        config = self.config
+        kept = None if checkpoint is None else checkpoint.buffer
+        if not config.actors:
+            return Local(config, envs, self.agent, kept, self.state)
+        from relive.train.processes import Processes
+
+        saved = None if checkpoint is None else checkpoint.acting
+        schema = replace(relive.Schema.from_env(envs), lanes=config.lanes)
+        return Processes(config, schema, self.agent, kept, self.state, self.run_dir, self._stop, saved)
+
     @property
     def done(self) -> bool:
         """Whether the run has all its steps, or an evaluation was good enough to stop, or somebody asked to."""
@@ -114,6 +127,11 @@ class Trainer:
     def place(self) -> int:
         """How far the run is, of `config.length`."""
         return min(self.state.updates, self.config.updates_before) + self.state.step
+
+    @property
+    def restarts(self) -> int:
+        """How often an actor died and was replaced."""
+        return self._acting.restarts
 
     @property
     def stopped_early(self) -> bool:
@@ -145,10 +163,10 @@ class Trainer:
         # Not once somebody asked to stop: updates or an evaluation of this step may have been cut short.
         if every is not None and _passed(before, place, every) and not self._stop():
             self._make_checkpoint(log)
-        now = time.perf_counter()
-        if evaluation is not None or now - self._reported >= REPORT_SECONDS:
+        now, notes = time.perf_counter(), tuple(self._acting.notes())
+        if evaluation is not None or notes or now - self._reported >= REPORT_SECONDS:
             self._reported = now
-            self._report(self._progress(now, evaluation))
+            self._report(self._progress(now, evaluation, notes))
 
     @property
     def writer(self) -> Writer:
@@ -167,7 +185,14 @@ class Trainer:
         save_checkpoint(
             self.run_dir,
             self.config,
-            Checkpoint(state.step, self.agent.state_dict(), state.state_dict(), log.text(), self.buffer),
+            Checkpoint(
+                state.step,
+                self.agent.state_dict(),
+                state.state_dict(),
+                log.text(),
+                self.buffer,
+                self._acting.state_dict(),
+            ),
         )
 
     def _learn(self) -> None:
@@ -240,10 +265,11 @@ class Trainer:
                 eval_max=max(evaluation.returns) if evaluation else math.nan,
             )
         )
+        self._acting.write_row(state)
         state.row_step, state.row_seconds = self.place, learning
         state.fresh.clear()
 
-    def _progress(self, now: float, evaluation: Evaluation | None) -> Progress:
+    def _progress(self, now: float, evaluation: Evaluation | None, notes: tuple[str, ...]) -> Progress:
         state = self.state
         marked, marked_step = self._marks[0]
         self._marks.append((now, self.place))
@@ -255,13 +281,19 @@ class Trainer:
             loss=state.meter.peek()[0],
             steps_per_second=(self.place - marked_step) / max(now - marked, 1e-9),
             evaluation=evaluation,
+            notes=notes,
         )
 
     def finish(self, log: RunLog) -> None:
-        """Write what is not written yet: the last row and the last weights."""
+        """Write what is not written yet, the last row and the last weights; end what plays on."""
         if self.place > self.state.row_step:
             self._write_row(log, None)
+        self.close()
         save_weights(self.run_dir, "last", self.agent.weights())
+
+    def close(self) -> None:
+        """End what plays on, if a run ends otherwise than by `finish`. Idempotent."""
+        self._acting.close()
 
 
 def _check_device(name: str) -> None:

@@ -119,6 +119,11 @@ def shorten(config: TrainConfig, steps: int | None) -> TrainConfig:
             f"resuming: expected a run without a dataset, got one that learns from {config.offline}. Such runs make no "
             "checkpoint: there is nothing to prove."
         )
+    if config.actors:
+        raise ConfigError(
+            f"resuming: expected a run without actors, got one with {config.actors}. Their steps come in an order of "
+            "their own: such runs go on from their checkpoint, but two of them never end the same, bit for bit."
+        )
     half = _affordable(config) // 2 if steps is None else steps // 2
     if half < config.num_envs:
         raise ConfigError(

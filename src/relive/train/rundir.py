@@ -25,6 +25,7 @@ SUMMARY = "summary.md"
 CURVE = "curve.png"
 WEIGHTS = {"best": "best.pt", "last": "last.pt"}
 CHECKPOINT = "checkpoint"
+ACTORS = "actors.csv"
 
 CONTENTS = {
     SUMMARY: "what the run was and what it reached",
@@ -32,12 +33,13 @@ CONTENTS = {
     CONFIG: "every setting",
     RESULT: "the outcome, for programs",
     "metrics.csv": "one row per 1/200 of the run and per evaluation",
-    "events.out.tfevents.*": "the same for TensorBoard",
+    ACTORS: "the same of each actor: its steps, returns, restarts, waits, the age of its weights",
+    "events.out.tfevents.*": "metrics.csv for TensorBoard",
     WEIGHTS["best"]: "weights of the best evaluation",
     WEIGHTS["last"]: "weights at the end",
     CHECKPOINT: "what `relive train --resume` goes on from; `replay` in it is a snapshot of the buffer",
 }
-"""File or directory -> what it holds. There is a checkpoint only if the run makes any."""
+"""File or directory -> what it holds. There is a checkpoint only if the run makes any, actors.csv only with actors."""
 
 
 def new_run_dir(root: Path, env: str, seed: int) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+import relive
 from relive.dqn import TrainConfig
 from relive.train.checkpoint import load_checkpoint, roll_back
 from relive.train.environments import Envs, make_training_envs
@@ -28,8 +29,11 @@ def train(
     """Train an agent and leave a run directory behind.
 
     On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the
-    same weights. SIGINT and SIGTERM end it between two steps, with everything written. With `checkpoint_every` a run
-    that was interrupted or killed goes on by `resume`.
+    same weights. Not so with `config.actors`, whose steps come in an order of their own; they are processes that
+    import the calling script, which needs `if __name__ == "__main__":` around what it does.
+
+    SIGINT and SIGTERM end the run between two steps, with everything written. With `checkpoint_every` a run that was
+    interrupted or killed goes on by `resume`.
 
     Args:
         config: all of the run.
@@ -42,10 +46,10 @@ def train(
 
     Raises:
         ConfigError: `run_dir` is not empty, no such environment, or settings that it does not allow.
+        ChildProcessError: an actor dies again and again before its first step.
     """
-    with stage(config) as (envs, stop):
-        # First what may be refused, then the directory: a refused run leaves none behind.
-        trainer = Trainer(config, envs, run_dir, stop, report)
+    # First what may be refused, then the directory: a refused run leaves none behind.
+    with stage(config) as (envs, stop), closing(Trainer(config, envs, run_dir, stop, report)) as trainer:
         claim_run_dir(run_dir)
         with lock_run(run_dir):
             save_config(run_dir, config)
@@ -57,7 +61,8 @@ def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
     """Go on with a run from its last checkpoint, as if it had never stopped.
 
     On the CPU, with the same versions, it ends bit for bit as it would have: the same weights, metrics (but for wall
-    times) and buffer. What came after the checkpoint is dropped and done again.
+    times) and buffer. What came after the checkpoint is dropped and done again. A run with actors goes on from the same
+    agent, loop and buffer, but not bit for bit: its actors begin new episodes, with other seeds.
 
     Args:
         run_dir: a run made with `checkpoint_every` that was interrupted or killed.
@@ -74,16 +79,17 @@ def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
     config = load_config(run_dir)
     with lock_run(run_dir), stage(config) as (envs, stop):
         refuse_finished(run_dir)
-        checkpoint = load_checkpoint(run_dir, config)
-        trainer = Trainer(config, envs, run_dir, stop, report, checkpoint)
-        roll_back(run_dir, trainer.state.best_weights)
-        return _run(trainer, RunLog(run_dir, checkpoint.metrics, checkpoint.step), stop)
+        checkpoint = load_checkpoint(run_dir, config, relive.SharedMemory() if config.actors else None)
+        with closing(Trainer(config, envs, run_dir, stop, report, checkpoint)) as trainer:
+            roll_back(run_dir, trainer.state.best_weights)
+            return _run(trainer, RunLog(run_dir, checkpoint.metrics, checkpoint.step), stop)
 
 
 @contextmanager
 def stage(config: TrainConfig) -> Iterator[tuple[Envs, StopRequest]]:
     """What lasts as long as a training: its environments, PyTorch's threads, an ear for signals."""
-    envs = make_training_envs(config.env, config.num_envs)
+    # Actors make their own: of these only the spaces are looked at.
+    envs = make_training_envs(config.env, 1 if config.actors else config.num_envs)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -127,4 +133,5 @@ def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
         kept_step=trainer.place if best is None else best,
         final=final,
         threshold=config.threshold,
+        restarts=trainer.restarts,
     )

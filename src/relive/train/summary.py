@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from relive.dqn import AgentConfig, TrainConfig
+from relive.train.actor import in_words
 from relive.train.evaluate import Evaluation
-from relive.train.rundir import CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, status_in_words, write_file
+from relive.train.rundir import ACTORS, CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, status_in_words, write_file
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Result:
     final: Evaluation | None
     """Greedy episodes of the kept weights; None if the run was interrupted."""
     threshold: float | None
+    restarts: int = 0
+    """How often an actor died and was replaced."""
 
     @property
     def passed(self) -> bool | None:
@@ -63,6 +66,8 @@ def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
         "final": None if final is None else {"mean": final.mean, "std": final.std, "returns": final.returns},
         "versions": versions(),
     }
+    if config.actors:
+        data["restarts"] = result.restarts
     write_file(run_dir / SUMMARY, summary(run_dir.resolve().name, config, result).encode())
     write_file(run_dir / RESULT, (json.dumps(data, indent=2) + "\n").encode())  # last: it says that the run has ended
 
@@ -89,6 +94,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         "|---|---|",
         f"| ended | {status_in_words(result.status, config)}{f' by {result.signal}' if result.signal else ''} |",
         *_course(config, result),
+        *_actors(config, result),
         f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
         f"| training episodes | {result.episodes:,} |",
         f"| training time | {learning:.1f} s, and {result.eval_seconds:.1f} s for the evaluations on the way |",
@@ -102,6 +108,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
     lines += changed_settings(config) or ["None."]
     lines += ["", "## Files", "", "| file | holds |", "|---|---|"]
     without = {CHECKPOINT} if result.steps < (config.checkpoint_every or math.inf) else set()
+    without |= set() if config.actors else {ACTORS}
     lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items() if file not in without]
     lines += ["", "Made with " + ", ".join(f"{key} {value}" for key, value in versions().items()) + "."]
     return "\n".join(lines) + "\n"
@@ -126,6 +133,14 @@ def _course(config: TrainConfig, result: Result) -> list[str]:
     return lines
 
 
+def _actors(config: TrainConfig, result: Result) -> list[str]:
+    """Who acted, if not the learner itself."""
+    if not config.actors:
+        return []
+    died = f"; {result.restarts:,} died and were replaced" if result.restarts else ""
+    return [f"| actors | {in_words(config)}{died} |"]
+
+
 def headline(result: Result) -> str:
     """The outcome in one sentence."""
     if result.final is None:
@@ -141,5 +156,7 @@ def changed_settings(config: TrainConfig) -> list[str]:
     ours, plain = config.to_dict(), TrainConfig(env=config.env).to_dict()
     agent, plain_agent = ours.pop("agent"), AgentConfig().__dict__
     changed = {key: value for key, value in ours.items() if value != plain[key]}
+    if config.actors:  # which have epsilons of their own
+        changed = {key: value for key, value in changed.items() if not key.startswith("epsilon_")}
     changed |= {f"agent.{key}": value for key, value in agent.items() if value != plain_agent[key]}
     return [f"- `{key}` = {value}" for key, value in changed.items()]

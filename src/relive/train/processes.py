@@ -1,0 +1,268 @@
+"""Actors in processes of this host, and the supervisor of them that the learner is."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import relive
+from relive.dqn import DQN, TrainConfig
+from relive.errors import ConfigError
+from relive.share import Gate, RateLimiter, Weights
+from relive.train.acting import make_buffer
+from relive.train.actor import Report, Role, epsilons, stride
+from relive.train.actor_log import ActorLog, Tally
+from relive.train.actor_process import Failure, Life, Places, begin, end
+from relive.train.state import LoopState
+
+MOST_DEATHS = 5
+"""Deaths of one actor in a row, none of which made a step, after which the run gives up."""
+
+PATIENCE = 5.0
+"""Seconds that actors have to end by themselves."""
+
+_LISTEN_SECONDS = 0.005
+"""Wall time between two looks at what actors report, as long as there are steps to learn from."""
+
+_WAIT_SECONDS = 0.05
+"""The same where there are none: who wants to stop is heard as soon."""
+
+
+def limiter_for(config: TrainConfig) -> RateLimiter:
+    """How far actors may be ahead of the learner.
+
+    The learner makes exactly the updates that `replay_ratio` owes for the steps it has seen, as in any run. The limiter
+    holds the actors to the same ratio. Its tolerance is what they may be ahead by: the steps of one round of updates,
+    without which the learner would not begin one; two blocks of every actor, so that the next is played while
+    the learner still learns from this one; and, as in Acme (Hoffman et al. 2020, arXiv:2006.00979), at least a
+    tenth of `learning_starts`, so that they go on while an evaluation takes a moment. They never depend on speeds.
+    """
+    batch = config.agent.batch_size
+    ratio = config.replay_ratio * batch
+    block = stride(config) * config.num_envs
+    ahead = max(config.update_every + 2 * config.actors * block, config.learning_starts // 10)
+    return RateLimiter(ratio, max(1, config.learning_starts), max(1.0, ratio * ahead) + batch)
+
+
+class _Place:
+    """One actor: its process now, and what all of its processes did."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.life: Life | None = None
+        self.number = 0  # of this life, in this session
+        self.in_vain = 0  # deaths in a row without a step
+        self.stepped = False  # in this life
+        self.words = ""  # the last words of one that died
+
+
+class Processes:
+    """Steps from `config.actors` processes, each with environments of its own, into one buffer in shared memory.
+
+    A transition counts as a step of the run when it lies in the buffer. Who dies is replaced, by an actor of another
+    seed; the episodes it was in the midst of end as truncated, and no transition is lost that it had handed over.
+
+    Args:
+        config: of the run; actors >= 1.
+        schema: of one transition.
+        agent: whose weights are published.
+        buffer: that of a checkpoint, in shared memory; None for a new one.
+        state: how far the run is.
+        run_dir: where actors.csv is written.
+        stop: whether somebody asked to stop: then nobody is replaced.
+        saved: what `state_dict` gave at the checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        schema: relive.Schema,
+        agent: DQN,
+        buffer: relive.ReplayBuffer | None,
+        state: LoopState,
+        run_dir: Path,
+        stop: Callable[[], bool],
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._config, self._agent, self._run_dir, self._stop = config, agent, run_dir, stop
+        self._epsilons = epsilons(config)
+        self._buffer = make_buffer(config, schema, relive.SharedMemory()) if buffer is None else buffer
+        limiter = limiter_for(config)
+        self._gate: Gate = limiter.gate(self._buffer)
+        self._weights = Weights.create(agent.num_weights)
+        self._places = Places(self._buffer.handle(), self._weights.handle(), limiter)
+        tallies = [Tally() for _ in range(config.actors)]
+        self._before = ""  # actors.csv
+        if saved:
+            tallies = [Tally.from_state(one) for one in saved["actors"]]
+            self._before = saved["log"]
+        self._actors = [_Place(tally) for tally in tallies]
+        self._log: ActorLog | None = None
+        self._begun = state.step
+        self._pushed = self._buffer.num_pushed
+        self._listened = self._row_at = 0.0
+        self._notes: list[str] = []
+        # A loaded buffer: what was drawn from it is known from the updates; its open episodes will not go on.
+        self._gate.go_on_from(state.updates * config.agent.batch_size)
+        self._buffer.end_episodes()
+        self._publish(state.updates)
+
+    @property
+    def buffer(self) -> relive.ReplayBuffer:
+        """Where the steps go, in shared memory."""
+        return self._buffer
+
+    @property
+    def restarts(self) -> int:
+        """How often an actor was replaced."""
+        return sum(place.tally.restarts for place in self._actors)
+
+    def advance(self, state: LoopState) -> None:
+        """Take in steps that lie in the buffer, at most one for every lane; wait a little where there are none."""
+        if self._log is None:
+            self._start()
+        now = time.perf_counter()
+        if now - self._listened >= _LISTEN_SECONDS:
+            self._listen(0.0, state)
+            self._listened = now
+        if self._pushed <= state.step:
+            self._pushed = self._buffer.num_pushed
+        if self._pushed <= state.step:
+            self._listen(_WAIT_SECONDS, state)
+            self._pushed = self._buffer.num_pushed
+        state.step = min(self._pushed, state.step + self._config.lanes, self._config.steps)
+
+    def admit(self, batch_size: int) -> None:
+        """Count the draw; it never waits long, as no update is made that the steps do not owe."""
+        self._gate.sample(batch_size, stop=self._stop)
+
+    def learned(self, updates: int) -> None:
+        """Publish the weights after the first update and every `publish_every`."""
+        if updates == 1 or updates % self._config.publish_every == 0:
+            self._publish(updates)
+
+    def epsilon(self, step: int) -> float:
+        """The mean of the actors'."""
+        return 1.0 if step < self._config.learning_starts else float(self._epsilons.mean())
+
+    def notes(self) -> list[str]:
+        """Who died and was replaced."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def write_row(self, state: LoopState) -> None:
+        """One row an actor."""
+        if self._log is None:
+            return
+        self._listen(0.0, state)
+        now = time.perf_counter()
+        for number, place in enumerate(self._actors):
+            epsilon = float(self._epsilons[number])
+            self._log.write(place.tally.row(state.step, number, epsilon, now - self._row_at, state.updates))
+        self._row_at = now
+
+    def begin_episodes(self, state: LoopState) -> None:
+        """Nothing ends: actors play on while the buffer is saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What actors did so far, and actors.csv."""
+        log = self._before if self._log is None else self._log.text()
+        return {"actors": [place.tally.state_dict() for place in self._actors], "log": log}
+
+    def close(self) -> None:
+        """End all actors, and take the names of the shared memory away."""
+        lives = [place.life for place in self._actors if place.life is not None]
+        for place in self._actors:
+            place.life = None
+        try:
+            end(lives, PATIENCE)
+        finally:
+            self._weights.close()
+            segment = self._buffer._engine.segment
+            if segment is not None:
+                segment.close()
+            if self._log is not None:
+                self._log.close()
+
+    def _start(self) -> None:
+        self._log = ActorLog(self._run_dir, self._before)
+        self._row_at = time.perf_counter()
+        for number in range(len(self._actors)):
+            self._begin(number)
+
+    def _begin(self, number: int) -> None:
+        place = self._actors[number]
+        place.life = begin(Role(self._config, number, self._begun, place.number), self._places)
+        place.stepped, place.words = False, ""
+
+    def _publish(self, updates: int) -> None:
+        self._weights.publish(self._agent.vector(), updates)
+
+    def _listen(self, timeout: float, state: LoopState) -> None:
+        """Take in what actors report; replace those that died."""
+        ears: dict[Any, int] = {}
+        for number, place in enumerate(self._actors):
+            if place.life is not None:
+                ears[place.life.connection] = ears[place.life.process.sentinel] = number
+        for number in dict.fromkeys(ears[ready] for ready in wait(list(ears), timeout)):
+            life = self._actors[number].life
+            assert life is not None
+            dead = not life.process.is_alive()  # asked first: then all that it said is there to be read
+            self._hear(number, life.connection, state)
+            if dead:
+                self._replace(number, life)
+
+    def _hear(self, number: int, connection: Connection, state: LoopState) -> None:
+        place = self._actors[number]
+        try:
+            while connection.poll():
+                match connection.recv():
+                    case Report() as report:
+                        place.tally.add(report)
+                        place.stepped = place.stepped or report.steps > 0
+                        state.ended(report.returns)
+                    case Failure(words, fatal):
+                        if fatal:
+                            raise ConfigError(words)
+                        place.words = words
+        except (EOFError, ConnectionResetError):
+            pass  # it has closed its end: the process ends, or has
+
+    def _replace(self, number: int, life: Life) -> None:
+        """Put another actor in the place of one that died."""
+        place = self._actors[number]
+        life.process.join()
+        how = _how_it_ended(life.process.exitcode, place.words)
+        life.process.close()
+        life.connection.close()
+        place.life = None
+        if self._stop():
+            return
+        place.in_vain = 0 if place.stepped else place.in_vain + 1
+        if place.in_vain == MOST_DEATHS:
+            raise ChildProcessError(
+                f"actor {number}: expected it to play, it died {MOST_DEATHS} times in a row before its first step, the "
+                f"last time {how}. The run has given up."
+            )
+        place.number += 1
+        place.tally.restarts += 1
+        mask = np.zeros(self._config.lanes, np.bool_)
+        first = number * self._config.num_envs
+        mask[first : first + self._config.num_envs] = True
+        self._buffer.end_episodes(mask)
+        self._begin(number)
+        self._notes.append(f"actor {number} died ({how}) and was replaced; restarts: {place.tally.restarts}")
+
+
+def _how_it_ended(code: int | None, words: str) -> str:
+    if words:
+        return words
+    if code is not None and code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"exit code {code}"
