@@ -41,3 +41,15 @@ class Countdown(gymnasium.Env[NDArray[np.float32], np.int64]):
 
 
 gymnasium.register(ID, Countdown)
+
+
+class Broken(Countdown):
+    """An environment that fails at its third step."""
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        if self.now == 2:
+            raise RuntimeError("broken")
+        return super().step(action)[0], 0.0, False, False, {}
+
+
+gymnasium.register("relive-tests/Broken-v0", Broken)

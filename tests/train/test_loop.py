@@ -24,7 +24,7 @@ from relive.train.evaluate import EVALUATION_SEED, FINAL_SEED, Act, Evaluation
 from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Progress, Trainer
 from relive.train.plot import smooth
-from relive.train.rundir import CHECKPOINT, CONTENTS
+from relive.train.rundir import ACTORS, CHECKPOINT, CONTENTS
 from relive.train.schedules import updates_owed
 from relive.train.state import FrameStack
 from relive.train.stop import StopRequest
@@ -165,7 +165,7 @@ def test_the_run_directory_holds_all_that_the_summary_promises(tmp_path: Path) -
     run = tmp_path / "run"
     result = train(TINY, run)
     assert {path.name for path in run.iterdir()} == {
-        next(path.name for path in run.glob(pattern)) for pattern in CONTENTS if pattern != CHECKPOINT
+        next(path.name for path in run.glob(pattern)) for pattern in CONTENTS if pattern not in (CHECKPOINT, ACTORS)
     }
     assert load_config(run) == TINY
     assert result.steps == TINY.steps

@@ -110,6 +110,8 @@ class AgentConfig:
 class TrainConfig:
     """A training run, whole: with the same versions and one thread, the same config gives the same run.
 
+    Not with `actors`: the order in which their steps come is a matter of timing.
+
     Raises:
         ConfigError: a value outside its range, or two that contradict each other.
 
@@ -127,8 +129,7 @@ class TrainConfig:
     num_envs: int = 1
     """Environments stepped together, by each actor where there are any."""
     actors: int = 0
-    """Processes that act while this one learns; each with an epsilon of its own, which replaces the schedule. 0: none,
-    this process does both. With actors a run is no function of its seed, and is not resumed bit for bit."""
+    """Processes that act while this one learns, each at an epsilon of its own; 0: none, this one does both."""
     actor_epsilon: float = 0.4
     """Probability of a random action of the first actor once learning has started (actors; Horgan et al. 2018)."""
     actor_alpha: float = 7.0
@@ -180,7 +181,8 @@ class TrainConfig:
     stop_return: float | None = None
     """Stop before `steps` once an evaluation's mean return reaches this. None: train all steps."""
     checkpoint_every: int | None = None
-    """Environment steps between two checkpoints, at which every episode is truncated. None: none are made."""
+    """Environment steps between two checkpoints, at which every episode is truncated. None: none are made.
+    With actors none is truncated, and a resumed run goes on from there, but not bit for bit."""
     threshold: float | None = None
     """Mean return that the final evaluation must reach for the run to count as a success. None: any."""
     seed: int = 0

@@ -109,6 +109,7 @@ class ActorLog:
         self._csv = csv.writer(self._file)
         if not before:
             self._csv.writerow(COLUMNS)
+            self._file.flush()
 
     def write(self, row: ActorRow) -> None:
         """Add one row."""
@@ -137,7 +138,8 @@ def read_actors(run_dir: Path) -> dict[str, NDArray[np.float64]]:
     if not path.is_file():
         raise ConfigError(f"{run_dir}: expected a run with actors, found no {ACTORS} in it. Train with --actors.")
     with path.open(newline="", encoding="utf-8") as file:
-        names, *lines = csv.reader(file)
-    rows = [[float(cell) if cell else math.nan for cell in line] for line in lines if len(line) == len(names)]
+        reader = csv.reader(file)
+        names = next(reader, list(COLUMNS))
+        rows = [[float(cell) if cell else math.nan for cell in line] for line in reader if len(line) == len(names)]
     table = np.array(rows, np.float64).reshape(-1, len(names))
     return {name: table[:, column] for column, name in enumerate(names)}
