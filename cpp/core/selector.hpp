@@ -265,8 +265,7 @@ class Selector {
     if (is_taken(number, state)) return;
     const auto in_order = [] { std::atomic_thread_fence(std::memory_order_release); };
     in_order();
-    seen.ended = 0;
-    in_order();
+    // `ended` is last: a former one that was not cleared misleads no recovery; a cleared one would end episodes anew.
     seen.begin = state.begin;
     in_order();
     seen.head = state.head;
