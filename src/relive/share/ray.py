@@ -43,6 +43,7 @@ MANIFEST = "shards.json"
 _FORMAT = "relive shards"
 _UPDATES = 64  # calls with new priorities that may be unanswered
 _SAVING = 3600.0  # seconds
+_STARTING = 60.0  # seconds at least, in which processes are to start
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class RayReplay:
         if not ray.is_initialized():
             raise ConfigError("RayReplay: expected Ray to be connected, it is not. Call ray.init() first.")
         parts = self._divide(num_shards, directory, every, _source)
-        self._remotes = _start(parts, dict(options or {}), self._timeout)
+        self._remotes = _start(parts, dict(options or {}), max(self._timeout, _STARTING))
         handles = tuple(remote.handle for remote in self._remotes)
         self._target = Target(
             handles, schema, self._lanes, self._sampler, self._view, batch, on_the_way=4, timeout=self._timeout
@@ -334,6 +335,8 @@ class RayReplay:
             raise SchemaError("abs_td: expected finite numbers of at least 0, got others. Nothing changed.")
         with self._turn:
             self._check_open()
+            if self._in_flight == 0:
+                self._own.flush()
             shard_of, life_of, own = parts_of(wanted)
             sent = 0
             for remote in self._remotes:
@@ -398,6 +401,7 @@ class RayReplay:
         """Asks every shard how it is. Cost: a call to each, in parallel; those that are away are not waited for."""
         self._check_open()
         with self._turn:
+            self._own.flush()
             self._reap(wait=False)
             for remote in self._remotes:
                 remote.look_again()
