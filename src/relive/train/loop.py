@@ -245,6 +245,7 @@ class Trainer:
 
     def _write_row(self, log: RunLog, evaluation: Evaluation | None) -> None:
         state = self.state
+        self._acting.write_row(state)  # first: it may hear of episodes that belong to this row
         self._read_clocks()
         learning = state.seconds - state.eval_seconds
         loss, q_mean = state.meter.take()
@@ -265,7 +266,6 @@ class Trainer:
                 eval_max=max(evaluation.returns) if evaluation else math.nan,
             )
         )
-        self._acting.write_row(state)
         state.row_step, state.row_seconds = self.place, learning
         state.fresh.clear()
 
