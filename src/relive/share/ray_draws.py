@@ -82,7 +82,7 @@ class Draws:
             NotEnoughDataError: no shard has anything that can be drawn.
             ShardError: none is there.
         """
-        until = time.monotonic() + self._timeout
+        until = time.monotonic() + 2 * self._timeout  # for shards that do not answer, then for others that do
         groups = self._groups.pop(size, deque())
         self._groups[size] = groups  # the newest
         if len(self._groups) > _SIZES:

@@ -129,14 +129,18 @@ def wait_for(remote: Remote, pending: Pending, seconds: float) -> Any:
 
 
 def gather(asked: Sequence[tuple[Remote, Pending]], seconds: float) -> list[Any]:
-    """All the answers, None for those that did not come."""
+    """All the answers, None for those that did not come. Those that are away are not waited for."""
     until = time.monotonic() + seconds
-    try:
-        return list(ray.get([pending.ref for _, pending in asked], timeout=seconds))
-    except RayTaskError:
-        raise
-    except (GetTimeoutError, RayError):
-        return [wait_for(remote, pending, max(0.0, until - time.monotonic())) for remote, pending in asked]
+    if all(remote.up for remote, _ in asked):
+        try:
+            return list(ray.get([pending.ref for _, pending in asked], timeout=seconds))
+        except RayTaskError:
+            raise
+        except (GetTimeoutError, RayError):
+            pass  # one or more of them; now one by one
+    return [
+        wait_for(remote, pending, max(0.0, until - time.monotonic()) if remote.up else 0.0) for remote, pending in asked
+    ]
 
 
 def refresh(remotes: Sequence[Remote], seconds: float) -> None:
