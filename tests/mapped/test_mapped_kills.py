@@ -11,16 +11,16 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mapped_programs import SHM, Author, Call, attempt, check_rows, kind_of, push_on, settle, stripped
 
 import relive
+from mapped.mapped_programs import SHM, Author, Call, attempt, check_rows, kind_of, push_on, settle, stripped
 from model.reference import Model
 from relive.snapshot import read_manifest
 
@@ -45,14 +45,14 @@ def root() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def run_and_kill(path: Path, calls: list[Call], stop: int, delay: int, sync: int | None) -> int:
+def run_and_kill(attach: Callable[[], Any], calls: list[Call], stop: int, delay: int) -> int:
     """A child attaches and makes the calls; it is killed after `stop` of them and a bit. How many it completed."""
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     counts = np.frombuffer(shared, np.int64)
     child = os.fork()
     if child == 0:
         try:
-            buffer = relive.attach(path, sync=sync)
+            buffer = attach()
             counts[1] = 1
             for call in calls:
                 attempt(call, buffer)
@@ -91,11 +91,23 @@ class Chain:
         self.author = Author(self.kind, self.axes.get("sampler"), self.rng)
         depth = int(self.rng.integers(6, 12))
         self.model = Model(depth * lanes, lanes)
-        self.path = self.root / "buffer"
-        storage = relive.Mmap(str(self.path))
+        storage = self.storage()
         buffer = relive.ReplayBuffer(depth * lanes, self.kind.schema(lanes), storage=storage, seed=3, **self.axes)
         push_on(self.author, buffer, self.model, 20)
         buffer.save(self.root / "twin")
+        self.keep(buffer)
+
+    def storage(self) -> Any:
+        return relive.Mmap(str(self.root / "buffer"))
+
+    def keep(self, buffer: Any) -> None:
+        """What of the buffer outlives its maker: here its file."""
+
+    def attach(self, sync: int | None = None) -> Any:
+        return relive.attach(self.root / "buffer", sync=sync)
+
+    def attach_in_child(self, sync: int | None) -> Callable[[], Any]:
+        return lambda: self.attach(sync)
 
     def kill(self) -> None:
         """One child more; then everything is as the model says, and goes on."""
@@ -104,12 +116,12 @@ class Chain:
         calls = self.author.write(stripped(known), 40)
         stop, delay = int(self.rng.integers(0, 40)), int(self.rng.integers(0, 300))
         sync = int(self.rng.integers(2, 9)) if self.rng.random() < 0.3 and SHM else None
-        done = run_and_kill(self.path, calls, stop, delay, sync)
+        done = run_and_kill(self.attach_in_child(sync), calls, stop, delay)
         for call in calls[:done]:
             attempt(call, twin)
             call.tell(known)
         coming = calls[done] if done < len(calls) else None
-        buffer = relive.attach(self.path)
+        buffer = self.attach()
         self.model = self.check_contents(buffer, known, coming)
         self.check_selector(buffer, twin, coming)
         settle(buffer, self.model)

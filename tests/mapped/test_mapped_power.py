@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mapped_programs import SHM, Author, attempt, check_rows, cut_off, kind_of, push_on, settle, stripped
 
 import relive
+from mapped.mapped_programs import SHM, Author, attempt, check_rows, cut_off, kind_of, push_on, settle, stripped
 from model.reference import Model
 from relive import mapped
 
