@@ -207,21 +207,21 @@ def test_stale_masses_are_in_the_weights():
     assert p_unbiased(union, p, q) > ALPHA
 
 
-def per_shard(group, parts, sampler, beta):
+def per_shard(group, parts, place, rows, sampler, beta):
     """Twin: weights normalised in each shard, as gluing batches together would have it."""
     weight = np.empty(group.size, np.float32)
-    for _, rows, got, _ in parts:
-        weight[rows] = (got.masses / got.least) ** -beta
+    for where, shard in zip(rows, parts.shards, strict=True):
+        answer = group.answers[shard][0]
+        weight[where] = (answer.masses / answer.sums[0][1]) ** -beta
     return weight
 
 
-def as_if_fresh(group, parts, sampler, beta):
+def as_if_fresh(group, parts, place, rows, sampler, beta):
     """Twin: by today's masses, although shards were chosen by those of yesterday."""
-    likelihood, least = np.empty(group.size), []
-    for _, rows, got, _ in parts:
-        likelihood[rows] = got.masses
-    least = min(answer.state.least for answer, _ in group.answers.values())
-    return weigh(likelihood, least, beta)
+    likelihood = np.empty(group.size)
+    for where, shard in zip(rows, parts.shards, strict=True):
+        likelihood[where] = group.answers[shard][0].masses
+    return weigh(likelihood, min(answer.sums[0][1] for answer, _ in group.answers.values()), beta)
 
 
 @pytest.mark.parametrize("twin", [per_shard, as_if_fresh])

@@ -61,9 +61,9 @@ class Union:
             masses = np.array([shard.hello().mass for shard in self.shards])
         chosen = choose(masses, n, self.sampler, self.seed, self.drawn)
         self.drawn += 1
-        counts = np.bincount(chosen, minlength=len(self.shards)).tolist()
-        answers = {number: (shard.draw([counts[number]], 1.0), 0) for number, shard in enumerate(self.shards)}
-        group = Group(n, [chosen], masses, None, answers)
+        counts = np.bincount(chosen, minlength=len(self.shards))
+        answers = {number: (shard.draw([int(counts[number])], 1.0), 0) for number, shard in enumerate(self.shards)}
+        group = Group(n, [chosen], counts[None], masses, None, answers)
         return self.assembler.batch(group, 0, self.sampler, beta, "numpy", None)
 
     def update(self, ids: Any, raw: Any) -> None:

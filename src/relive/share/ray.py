@@ -188,7 +188,7 @@ class RayReplay:
         )
         self._own = Client(self._target)
         self._turn = Lock()
-        self._draws = Draws(self._remotes, self._sampler, self._seed, self._in_flight, self._timeout)
+        self._draws = Draws(self._remotes, self._sampler, self._view, self._seed, self._in_flight, self._timeout)
         self._assembler = Assembler(self._view)
         self._updates: deque[tuple[Remote, Pending, int]] = deque()
         self._sampled = self._updated = self._skipped = 0

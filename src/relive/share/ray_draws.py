@@ -17,12 +17,13 @@ from relive.parted import Pool, joined
 from relive.samplers import BuiltIn, Prioritized
 from relive.schema import Schema, leaves
 from relive.share.ray_remote import Pending, Remote, gather, refresh
-from relive.share.ray_shard import Answer, Rows
+from relive.share.ray_shard import Answer
 from relive.share.ray_union import choose, name, weigh
 from relive.trees import map_fields, map_tree, obs_and_next
 from relive.views import Sequences, View
 
 _SIZES = 4  # batch sizes that draws are kept ahead for
+_TWICE_BYTES = 1 << 21  # answers of this size are copied twice: that takes less than an operation a shard and column
 _GROUP_BYTES = 1 << 22  # an answer of this size saves nothing more by being for several batches
 
 
@@ -33,42 +34,72 @@ class Group:
     Attributes:
         size: rows of each.
         chosen: for each batch, the shard of each row, int64 [size].
+        counts: for each batch, rows of each shard, int64 [batches, M].
         masses: of the shards, float64 [M], by which they were chosen.
         asked: the shards and their answers to come; None once they were waited for.
         answers: by shard, with the life it was in.
         place: of the next batch.
+        parts: the answers as `Assembler` made them ready.
     """
 
     size: int
     chosen: list[NDArray[np.int64]]
+    counts: NDArray[np.int64]
     masses: NDArray[np.float64]
     asked: list[tuple[Remote, Pending]] | None
     answers: dict[int, tuple[Answer, int]] = field(default_factory=dict)
     place: int = 0
+    parts: _Parts | None = None
 
     @property
     def left(self) -> int:
         """Batches that were not taken."""
         return len(self.chosen) - self.place
 
-    def rows(self, place: int) -> list[tuple[int, NDArray[np.int64], Rows, int]] | None:
-        """Of a batch: shards, the rows they give, those rows, and lives; None if some are missing."""
-        parts = []
-        for shard in np.unique(self.chosen[place]).tolist():
-            answer = self.answers.get(shard)
-            rows = answer[0].batches[place] if answer else None
-            if answer is None or rows is None:
-                return None
-            parts.append((shard, np.flatnonzero(self.chosen[place] == shard), rows, answer[1]))
-        return parts
+    def is_whole(self, place: int) -> bool:
+        """Whether all rows of a batch are there."""
+        return all(
+            count == 0 or (shard in self.answers and self.answers[shard][0].counts[place] == count)
+            for shard, count in enumerate(self.counts[place].tolist())
+        )
+
+
+@dataclass
+class _Parts:
+    """Answers of a group, in the order of shards.
+
+    Attributes:
+        shards: which.
+        starts: of each, where the rows of each batch begin, int64 [batches].
+        before: of each, the rows of those before it.
+        fields: of each; ids are the union's.
+        likelihoods: of each: P of its rows, but for what all have in common.
+        whole: the fields of all, one shard's after another's; None if they are too large to be copied once more.
+    """
+
+    shards: list[int]
+    starts: list[NDArray[np.int64]]
+    before: list[int]
+    fields: list[dict[str, Any]]
+    likelihoods: list[NDArray[np.float64]]
+    whole: dict[str, Any] | None
 
 
 class Draws:
     """Asks shards for batches, ahead of time where `in_flight` is above 0."""
 
-    def __init__(self, remotes: Sequence[Remote], sampler: BuiltIn, seed: int, in_flight: int, timeout: float) -> None:
+    def __init__(
+        self,
+        remotes: Sequence[Remote],
+        sampler: BuiltIn,
+        view: View,
+        seed: int,
+        in_flight: int,
+        timeout: float,
+    ) -> None:
         self._remotes = remotes
         self._sampler, self._seed = sampler, seed
+        self._episodic = is_episodic(view)
         self._in_flight, self._timeout = in_flight, timeout
         self._groups: dict[int, deque[Group]] = {}  # by batch size, in the order in which they were asked for
         self._bytes: dict[int, int] = {}  # of a batch, by its size
@@ -98,7 +129,7 @@ class Draws:
             place, group.place = group.place, group.place + 1
             if not group.left:
                 groups.popleft()
-            if group.rows(place) is not None:
+            if group.is_whole(place):
                 return group, place
             self.redrawn += 1
             if time.monotonic() > until:
@@ -124,12 +155,14 @@ class Draws:
                 # Those that give nothing say how they are, and are asked next time.
                 if remote.up and (self._in_flight or counts[:, remote.number].any())
             ]
-            groups.append(Group(size, chosen, masses, asked))
+            groups.append(Group(size, chosen, counts, masses, asked))
 
     def _together(self, size: int) -> int:
         """Batches for which shards are asked at once: a call costs as much as many rows."""
         known = self._bytes.get(size)
-        return 1 if known is None else max(1, min(self._in_flight // 2, _GROUP_BYTES // max(known, 1)))
+        return (
+            1 if known is None or self._episodic else max(1, min(self._in_flight // 2, _GROUP_BYTES // max(known, 1)))
+        )
 
     def _masses(self, size: int, until: float) -> NDArray[np.float64]:
         """Of every shard that is there, float64 [M]; those away have none. Waits for one of them, if all are."""
@@ -165,17 +198,15 @@ class Draws:
         for (remote, pending), answer in zip(asked, gather(asked, self._timeout), strict=True):
             if answer is not None and remote.heard(pending, answer.state):
                 group.answers[remote.number] = (answer, remote.lives)
-        if group.size not in self._bytes:
-            rows = [batch for answer, _ in group.answers.values() for batch in answer.batches if batch is not None]
-            if rows:
-                self._bytes[group.size] = sum(map(_num_bytes, rows))
+        if group.size not in self._bytes and group.is_whole(0):
+            self._bytes[group.size] = sum(num_bytes(answer) for answer, _ in group.answers.values())
 
 
 class Assembler:
     """Makes batches of shards' rows, in memory that is recycled."""
 
     def __init__(self, view: View) -> None:
-        self._episodic = isinstance(view, Sequences) and view.length == "episode"
+        self._episodic = is_episodic(view)
         self._templates: dict[bool, dict[str, Any]] = {}  # a batch of no rows, without weights and with them
         self._pool = Pool()
         self._devices: set[str] = set()  # that tensors can go to
@@ -200,45 +231,99 @@ class Assembler:
             self._devices.add(str(device))
 
     def batch(self, group: Group, place: int, sampler: BuiltIn, beta: float | None, output: str, device: Any) -> Batch:
-        """The batch at this place of a group."""
-        parts = group.rows(place)
-        assert parts is not None  # `Draws` gives no other
-        fields = self._fields(group.size, parts, beta is not None)
-        for shard, rows, _, life in parts:
-            for key in ("ids", "goal_ids"):
-                if key in fields:
-                    fields[key][rows] = name(fields[key][rows], shard, life)
+        """The batch at this place of a group, which is whole."""
+        parts = group.parts = group.parts or self._ready(group)
+        rows = [np.flatnonzero(group.chosen[place] == shard) for shard in parts.shards]
+        fields = self._fields(group.size, parts, place, rows, beta is not None)
         if beta is not None:
-            fields["weight"][:] = _weights(group, parts, sampler, beta)
+            fields["weight"][:] = _weights(group, parts, place, rows, sampler, beta)
         if output == "torch":
             from relive.tensors import to_torch
 
             fields = map_fields(lambda leaf: to_torch((leaf,), device)[0], fields)
         return Batch(fields)
 
+    def _ready(self, group: Group) -> _Parts:
+        parts = _Parts([], [], [], [], [], None)
+        total = 0
+        for shard, (answer, life) in sorted(group.answers.items()):
+            if answer.fields is None:
+                continue
+            ids: dict[str, Any] = {
+                key: name(answer.fields[key], shard, life) for key in ("ids", "goal_ids") if key in answer.fields
+            }
+            # P(i): the shard's share of the masses when shards were chosen, times the row's share of the shard's.
+            shares = [group.masses[shard] / mass if mass else 0.0 for mass, _ in answer.sums]
+            parts.shards.append(shard)
+            parts.starts.append(np.cumsum([0, *answer.counts[:-1]]))
+            parts.before.append(total)
+            parts.fields.append({**answer.fields, **ids})
+            parts.likelihoods.append(np.repeat(shares, answer.counts) * answer.masses)
+            total += len(answer.masses)
+        is_small = sum(num_bytes(answer) for answer, _ in group.answers.values()) <= _TWICE_BYTES
+        if is_small and len(parts.shards) > 1 and not self._episodic and not _is_narrow(parts.fields[0]):
+            parts.whole = {
+                key: map_tree(lambda *leaves: np.concatenate(leaves), *(fields[key] for fields in parts.fields))
+                for key in parts.fields[0]
+            }
+        return parts
+
     def _fields(
-        self, size: int, parts: list[tuple[int, NDArray[np.int64], Rows, int]], weighted: bool
+        self, size: int, parts: _Parts, place: int, rows: list[NDArray[np.int64]], weighted: bool
     ) -> dict[str, Any]:
         if self._episodic:  # every batch has its own length
-            some = [(rows, _with_windows(got.fields)) for _, rows, got, _ in parts]
-            fields = joined(size, some)
-            return fields | ({"weight": np.empty(size, np.float32)} if weighted else {})
+            some = [(where, _with_windows(got)) for where, got in zip(rows, parts.fields, strict=True) if len(where)]
+            return joined(size, some) | ({"weight": np.empty(size, np.float32)} if weighted else {})
         template = self._templates.get(weighted)
         if template is None:
-            template = self._templates[weighted] = _template(parts[0][2].fields, weighted)
+            template = self._templates[weighted] = _template(parts.fields[0], weighted)
         fields = self._pool.take(template, size, weighted).fields()
-        for _, rows, got, _ in parts:
-            where: Any = slice(None) if len(rows) == size else rows
-            if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1:
-                where = slice(rows[0], rows[-1] + 1)
-            for key, tree in got.fields.items():
-                map_tree(lambda to, leaf, where=where: _put(to, where, leaf), fields[key], tree)
-            if "next_obs" in got.fields:
-                map_tree(
-                    lambda to, leaf, obs, where=where: _fill(to, where, leaf, obs),
-                    *(fields["next_obs"], got.fields["next_obs"], got.fields["obs"]),
-                )
+        if parts.whole is not None:
+            index = np.empty(size, np.int64)
+            for where, starts, before in zip(rows, parts.starts, parts.before, strict=True):
+                index[where] = np.arange(before + starts[place], before + starts[place] + len(where))
+            for key, tree in parts.whole.items():
+                map_tree(lambda to, leaf: np.take(leaf, index, axis=0, out=to, mode="clip"), fields[key], tree)
+            return fields
+        for where, starts, got in zip(rows, parts.starts, parts.fields, strict=True):
+            if len(where):
+                to_rows: Any = where
+                if where[-1] - where[0] == len(where) - 1:
+                    to_rows = slice(int(where[0]), int(where[-1]) + 1)
+                _copy_rows(fields, to_rows, got, slice(int(starts[place]), int(starts[place]) + len(where)))
         return fields
+
+
+def is_episodic(view: View) -> bool:
+    """Whether every batch has its own length."""
+    return isinstance(view, Sequences) and view.length == "episode"
+
+
+def _is_narrow(fields: dict[str, Any]) -> bool:
+    """Whether next_obs are the newest frames alone, see `ray_union.narrow`."""
+    if "next_obs" not in fields:
+        return False
+    shapes: list[bool] = []
+    map_tree(lambda obs, after: shapes.append(obs.shape != after.shape), fields["obs"], fields["next_obs"])
+    return any(shapes)
+
+
+def _copy_rows(fields: dict[str, Any], to_rows: Any, got: dict[str, Any], rows: slice) -> None:
+    """Copies rows of an answer to where they belong."""
+    narrow = _is_narrow(got)
+
+    def put(to: NDArray[Any], leaf: NDArray[Any]) -> None:
+        to[to_rows] = leaf[rows]
+
+    def move_up(to: NDArray[Any], newest: NDArray[Any], obs: NDArray[Any]) -> None:
+        to[to_rows, :-1] = obs[rows, 1:]
+        to[to_rows, -1:] = newest[rows]
+
+    for key, tree in got.items():
+        if key == "next_obs" and narrow:
+            map_tree(move_up, fields[key], tree, got["obs"])
+        else:
+            map_tree(put, fields[key], tree)
 
 
 def _template(fields: dict[str, Any], weighted: bool) -> dict[str, Any]:
@@ -258,42 +343,25 @@ def _with_windows(fields: dict[str, Any]) -> dict[str, Any]:
     return {"obs": obs, "next_obs": next_obs, **fields}
 
 
-def _put(to: NDArray[Any], where: Any, leaf: NDArray[Any]) -> None:
-    if to.shape[1:] == leaf.shape[1:]:
-        to[where] = leaf
-
-
-def _fill(to: NDArray[Any], where: Any, newest: NDArray[Any], obs: NDArray[Any]) -> None:
-    """Frames of next_obs: those of obs moved up, and the newest; where they came so, see `ray_union.narrow`."""
-    if to.shape[1:] != newest.shape[1:]:
-        to[where, :-1] = obs[:, 1:]
-        to[where, -1:] = newest
-
-
 def _weights(
-    group: Group, parts: list[tuple[int, NDArray[np.int64], Rows, int]], sampler: BuiltIn, beta: float
+    group: Group, parts: _Parts, place: int, rows: list[NDArray[np.int64]], sampler: BuiltIn, beta: float
 ) -> NDArray[np.float32]:
-    """P(i): the shard's share of the masses when shards were chosen, times the row's share of the shard's."""
+    """Importance weights of a batch, normalised over the union."""
     likelihood = np.empty(group.size)
-    for shard, rows, got, _ in parts:
-        likelihood[rows] = group.masses[shard] / got.mass * got.masses
+    for where, starts, likelihoods in zip(rows, parts.starts, parts.likelihoods, strict=True):
+        likelihood[where] = likelihoods[starts[place] : starts[place] + len(where)]
     least = float(likelihood.min())
     if isinstance(sampler, Prioritized) and sampler.normalize == "buffer":
-        drawn = {shard: (got.mass, got.least) for shard, _, got, _ in parts}
-        for remote_number, (answer, _) in group.answers.items():
-            mass, smallest = drawn.get(remote_number, (answer.state.mass, answer.state.least))
-            if mass > 0 and group.masses[remote_number] > 0:
-                least = min(least, group.masses[remote_number] / mass * smallest)
+        for shard, (answer, _) in group.answers.items():
+            mass, smallest = answer.sums[place]
+            if mass > 0 and group.masses[shard] > 0:
+                least = min(least, group.masses[shard] / mass * smallest)
     return weigh(likelihood, least, beta)
 
 
-def _num_bytes(rows: Rows) -> int:
-    total = 0
-
-    def add(leaf: NDArray[Any]) -> None:
-        nonlocal total
-        total += leaf.nbytes
-
-    for tree in rows.fields.values():
-        map_tree(add, tree)
-    return total
+def num_bytes(answer: Answer) -> int:
+    """Of its rows."""
+    sizes: list[int] = []
+    for tree in (answer.fields or {}).values():
+        map_tree(lambda leaf: sizes.append(leaf.nbytes), tree)
+    return sum(sizes)
