@@ -8,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 ID = "relive-tests/Countdown-v0"
+GRID = "relive-tests/Grid-v0"
 
 
 class Countdown(gymnasium.Env[NDArray[np.float32], np.int64]):
@@ -53,3 +54,19 @@ class Broken(Countdown):
 
 
 gymnasium.register("relive-tests/Broken-v0", Broken)
+
+
+class Grid(Countdown):
+    """The same seen as planes of a small grid, as in MinAtar: bool [10, 10, 4]."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.observation_space = spaces.Box(0, 1, (10, 10, 4), np.bool_)
+
+    def _obs(self) -> NDArray[Any]:  # type: ignore[override]
+        planes = np.zeros((10, 10, 4), np.bool_)
+        planes[self.now, :, 0] = planes[:, self.seed_given % 10, 1] = planes[self.seed_given // 10 % 10, :, 2] = True
+        return planes
+
+
+gymnasium.register(GRID, Grid)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arena import ID
+from arena import GRID, ID
 from numpy.typing import NDArray
 
 import relive
@@ -35,6 +35,7 @@ RUNS = {
     "prioritized, n-step": PRIORITIZED,
     "same-step resets, stacks": replace(PRIORITIZED, env=ID, stack=3),
     "same-step resets, uniform": replace(CONFIG, env="MountainCar-v0", num_envs=3),
+    "small grids": replace(PRIORITIZED, env=GRID),
     "ranks, stacks": replace(PRIORITIZED, sampler="rank-based", priority_alpha=0.7, stack=4, priority_eps=1e-6),
 }
 
@@ -149,7 +150,7 @@ def test_returns_reported_are_those_of_the_transitions_stored(name: str) -> None
     assert np.array_equal(np.float32(reported), np.float32(stored))  # rewards are stored as float32
 
 
-@pytest.mark.parametrize("name", ["prioritized, n-step", "same-step resets, stacks", "ranks, stacks"])
+@pytest.mark.parametrize("name", ["prioritized, n-step", "small grids", "same-step resets, stacks", "ranks, stacks"])
 def test_priorities_are_those_the_learner_finds_with_the_same_weights(name: str) -> None:
     """Bug: one step in place of n, a single frame in place of a stack, other weights, another transition's priority."""
     config = RUNS[name]

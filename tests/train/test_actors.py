@@ -244,6 +244,35 @@ def test_a_learner_that_ends_leaves_no_process_and_no_segment(how: str, tmp_path
         process.communicate(timeout=60)
 
 
+_FORGETFUL = """
+import pathlib, sys
+from relive.dqn import TrainConfig
+from relive.train.environments import make_training_envs
+from relive.train.loop import Trainer
+from relive.train.stop import StopRequest
+
+if __name__ == "__main__":
+    config = TrainConfig("CartPole-v1", actors=1)
+    envs = make_training_envs(config.env, 1)
+    trainer = Trainer(config, envs, pathlib.Path(sys.argv[1]), StopRequest(), print)
+    while trainer.state.step < 100:
+        trainer.interact()
+"""
+
+
+def test_who_forgets_to_close_leaves_nothing_either(tmp_path: Path) -> None:
+    """Bug: an interpreter that waits at its end for actors who wait for it."""
+    (tmp_path / "forgetful.py").write_text(_FORGETFUL)
+    command = [sys.executable, str(tmp_path / "forgetful.py"), str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0
+        assert gone(process.pid)
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -55,7 +56,6 @@ class _Place:
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
-        self.life: Life | None = None
         self.number = 0  # of this life, in this session
         self.in_vain = 0  # deaths in a row without a step
         self.stepped = False  # in this life
@@ -103,6 +103,9 @@ class Processes:
             tallies = [Tally.from_state(one) for one in saved["actors"]]
             self._before = saved["log"]
         self._actors = [_Place(tally) for tally in tallies]
+        self._lives: dict[int, Life] = {}  # actor -> its process
+        # Also for who never closes: the interpreter would wait for ever for actors that play on.
+        self._end = weakref.finalize(self, _end_all, self._lives)
         self._log: ActorLog | None = None
         self._begun = state.step
         self._pushed = self._buffer.num_pushed
@@ -177,11 +180,8 @@ class Processes:
 
     def close(self) -> None:
         """End all actors, and take the names of the shared memory away."""
-        lives = [place.life for place in self._actors if place.life is not None]
-        for place in self._actors:
-            place.life = None
         try:
-            end(lives, PATIENCE)
+            self._end()
         finally:
             self._weights.close()
             segment = self._buffer._engine.segment
@@ -198,7 +198,7 @@ class Processes:
 
     def _begin(self, number: int) -> None:
         place = self._actors[number]
-        place.life = begin(Role(self._config, number, self._begun, place.number), self._places)
+        self._lives[number] = begin(Role(self._config, number, self._begun, place.number), self._places)
         place.stepped, place.words = False, ""
 
     def _publish(self, updates: int) -> None:
@@ -207,16 +207,14 @@ class Processes:
     def _listen(self, timeout: float, state: LoopState) -> None:
         """Take in what actors report; replace those that died."""
         ears: dict[Any, int] = {}
-        for number, place in enumerate(self._actors):
-            if place.life is not None:
-                ears[place.life.connection] = ears[place.life.process.sentinel] = number
+        for number, life in self._lives.items():
+            ears[life.connection] = ears[life.process.sentinel] = number
         for number in dict.fromkeys(ears[ready] for ready in wait(list(ears), timeout)):
-            life = self._actors[number].life
-            assert life is not None
+            life = self._lives[number]
             dead = not life.process.is_alive()  # asked first: then all that it said is there to be read
             self._hear(number, life.connection, state)
             if dead:
-                self._replace(number, life)
+                self._replace(number)
 
     def _hear(self, number: int, connection: Connection, state: LoopState) -> None:
         place = self._actors[number]
@@ -234,14 +232,13 @@ class Processes:
         except (EOFError, ConnectionResetError):
             pass  # it has closed its end: the process ends, or has
 
-    def _replace(self, number: int, life: Life) -> None:
+    def _replace(self, number: int) -> None:
         """Put another actor in the place of one that died."""
-        place = self._actors[number]
+        place, life = self._actors[number], self._lives.pop(number)
         life.process.join()
         how = _how_it_ended(life.process.exitcode, place.words)
         life.process.close()
         life.connection.close()
-        place.life = None
         if self._stop():
             return
         place.in_vain = 0 if place.stepped else place.in_vain + 1
@@ -258,6 +255,11 @@ class Processes:
         self._buffer.end_episodes(mask)
         self._begin(number)
         self._notes.append(f"actor {number} died ({how}) and was replaced; restarts: {place.tally.restarts}")
+
+
+def _end_all(lives: dict[int, Life]) -> None:
+    end(list(lives.values()), PATIENCE)
+    lives.clear()
 
 
 def _how_it_ended(code: int | None, words: str) -> str:
