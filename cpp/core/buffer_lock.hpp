@@ -17,27 +17,36 @@ class BufferLock {
   // The selector that lies beside the arena, and is repaired with it. Its memory outlives this.
   void follow(const Selector& primary) { primary_ = std::make_unique<Selector>(primary); }
 
-  void init() { mutex().init(); }
+  void init() {
+    mutex().init();
+    arena_.header().damaged = 0;
+  }
 
   void lock() {
     const Taken taken = mutex().lock();
     if (taken == Taken::kNo) refuse();
-    if (taken == Taken::kAfterDeath) repair();
+    if (taken == Taken::kAfterDeath)
+      repair();
+    else
+      refuse_damage();
   }
 
   // kAfterDeath: taken, but `repair` comes first, which takes its time.
-  [[nodiscard]] Taken try_lock() { return mutex().try_lock(); }
+  [[nodiscard]] Taken try_lock() {
+    const Taken taken = mutex().try_lock();
+    if (taken == Taken::kYes) refuse_damage();
+    return taken;
+  }
 
   // Makes everything whole. O(rows used). Throws where what is there is nothing that a death can have left: then nobody
   // gets the lock any more.
   void repair() {
-    if (mend()) {
+    if (mend())
       ++reinterpret_cast<int64_t*>(arena_.at(kBoard))[kBoardRecoveries];
-      mutex().make_consistent();
-      return;
-    }
-    unlock();
-    refuse();
+    else
+      arena_.header().damaged = 1;
+    mutex().make_consistent();
+    refuse_damage();
   }
 
   void unlock() { mutex().unlock(); }
@@ -51,6 +60,13 @@ class BufferLock {
     if (!Recovery(arena_).after_kill()) return false;
     if (primary_) SelectorState::recover(*primary_);
     return true;
+  }
+
+  // With the lock in hand.
+  void refuse_damage() {
+    if (!arena_.header().damaged) return;
+    unlock();
+    refuse();
   }
 
   [[noreturn]] static void refuse() {

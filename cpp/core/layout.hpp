@@ -67,6 +67,7 @@ struct Header {
       clean;  // arenas in files: checksum of the headers, from when whoever had it open closed it; 0 while it is open
   uint64_t boot;  // of the machine that opened it last; another one may have lost what was not written yet
   alignas(kCacheLine) SharedMutex mutex;
+  uint32_t damaged;  // 1: what a process left that was killed could not be repaired
 };
 
 // 64 numbers that belong to whoever holds the lock: what attached processes count together. See buffer.py.

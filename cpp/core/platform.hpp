@@ -69,7 +69,8 @@ class SharedMutex {
     return Taken::kNo;
   }
 
-  // kNo: it was let go inconsistent, nobody gets it any more.
+  // kNo: there is no lock in this memory. (It is never let go inconsistent: glibc's trylock would leave such a one
+  // locked.)
   [[nodiscard]] Taken lock() { return outcome(pthread_mutex_lock(&mutex_)); }
 
   void make_consistent() { pthread_mutex_consistent(&mutex_); }

@@ -319,6 +319,13 @@ void damage_is_an_error() {
       refused = true;
     }
     CHECK(refused);
+    refused = false;
+    try {
+      (void)world.live.lock.try_lock();
+    } catch (const std::runtime_error&) {
+      refused = true;
+    }
+    CHECK(refused);
   }
 }
 

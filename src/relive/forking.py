@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -48,8 +49,9 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 def _hold() -> None:
     for core in list(_cores):
-        core.hold()
-        _held.append(core)
+        with contextlib.suppress(RuntimeError):  # damaged: nobody gets its lock any more
+            core.hold()
+            _held.append(core)
 
 
 def _release() -> None:
