@@ -114,6 +114,7 @@ def _help() -> str:
         "  relive train CartPole-v1\n"
         "  relive train LunarLander-v3 --seed 1 --dueling --learning-rate 5e-4\n"
         "  relive train CartPole-v1 --sampler prioritized\n"
+        "  relive train LunarLander-v3 --actors 2\n"
         "  relive evaluate runs/CartPole-v1-0-001 --video cartpole.gif\n"
         "  relive plot runs/* --out curves.png\n"
         "  relive study capacity CartPole-v1 --steps 10000"

@@ -3,5 +3,6 @@
 from relive.share.ladder import epsilon_ladder
 from relive.share.rate_limit import Gate, GateStats, RateLimiter
 from relive.share.weights import Weights, WeightsHandle
+from relive.shared import Handle
 
-__all__ = ["Gate", "GateStats", "RateLimiter", "Weights", "WeightsHandle", "epsilon_ladder"]
+__all__ = ["Gate", "GateStats", "Handle", "RateLimiter", "Weights", "WeightsHandle", "epsilon_ladder"]

@@ -25,7 +25,7 @@ from relive.train.state import LoopState
 MOST_DEATHS = 5
 """Deaths of one actor in a row, none of which made a step, after which the run gives up."""
 
-PATIENCE = 5.0
+PATIENCE = 2.0
 """Seconds that actors have to end by themselves."""
 
 _LISTEN_SECONDS = 0.005
