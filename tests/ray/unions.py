@@ -62,7 +62,7 @@ class Union:
         chosen = choose(masses, n, self.sampler, self.seed, self.drawn)
         self.drawn += 1
         counts = np.bincount(chosen, minlength=len(self.shards))
-        answers = {number: (shard.draw([int(counts[number])], 1.0), 0) for number, shard in enumerate(self.shards)}
+        answers = {number: (shard.draw([int(counts[number])], 1.0, []), 0) for number, shard in enumerate(self.shards)}
         group = Group(n, [chosen], counts[None], masses, None, answers)
         return self.assembler.batch(group, 0, self.sampler, beta, "numpy", None)
 
@@ -71,7 +71,7 @@ class Union:
         shard_of, _, own = parts_of(np.asarray(ids))
         for number, shard in enumerate(self.shards):
             rows = shard_of == number
-            shard.update(shard._life, own[rows], np.asarray(raw)[rows])
+            shard.update([(shard._life, own[rows], np.asarray(raw)[rows])])
 
     @property
     def ids(self) -> Any:

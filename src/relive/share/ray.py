@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ __all__ = ["Client", "ClientStats", "RayReplay", "ReplayStats", "ShardStats"]
 
 MANIFEST = "shards.json"
 _FORMAT = "relive shards"
-_UPDATES = 64  # calls with new priorities that may be unanswered
+_UPDATES = 64  # batches of new priorities that wait for a draw to go with
 _SAVING = 3600.0  # seconds
 _STARTING = 60.0  # seconds at least, in which processes are to start
 
@@ -133,7 +132,7 @@ class RayReplay:
         seed: of the division among shards, and of theirs; None draws one from the system.
         snapshots: a directory for the shards' own snapshots, which has to be the same on every host; None for none.
         snapshot_every: seconds between two of them.
-        in_flight: batches drawn ahead.
+        in_flight: batches drawn ahead, as long as they take less than 128 MiB; 16 as in the paper, appendix F.
         batch: transitions that a writer keeps back at most before it sends them.
         timeout: seconds to wait for any shard.
         options: for each shard's actor, as Ray takes them (`num_cpus`, `resources`, `memory`, ...). By default they
@@ -158,7 +157,7 @@ class RayReplay:
         seed: int | None = None,
         snapshots: str | os.PathLike[str] | None = None,
         snapshot_every: float = 60.0,
-        in_flight: int = 8,
+        in_flight: int = 16,
         batch: int = 256,
         timeout: float = 60.0,
         options: Mapping[str, Any] | None = None,
@@ -190,8 +189,7 @@ class RayReplay:
         self._turn = Lock()
         self._draws = Draws(self._remotes, self._sampler, self._view, self._seed, self._in_flight, self._timeout)
         self._assembler = Assembler(self._view)
-        self._updates: deque[tuple[Remote, Pending, int]] = deque()
-        self._sampled = self._updated = self._skipped = 0
+        self._sampled = self._given = 0  # rows, new priorities
         self._closed = False
 
     @classmethod
@@ -319,8 +317,8 @@ class RayReplay:
         """Gives transitions (or sequences) new priorities, see `ReplayBuffer.update_priorities`.
 
         With `in_flight=0` it waits until shards have them, and returns how many were live. Else it returns at once,
-        with how many were sent: those of a life of a shard that is known to be over are not. `stats` counts what took
-        effect.
+        with how many go with the next draw: those of a life of a shard that is known to be over do not. `stats` counts
+        what took effect.
 
         Raises:
             SchemaError: shapes that do not belong together, NaN, infinite or negative values; then nothing changed.
@@ -338,17 +336,20 @@ class RayReplay:
             if self._in_flight == 0:
                 self._own.flush()
             shard_of, life_of, own = parts_of(wanted)
-            sent = 0
+            sent, before = 0, self._updated()
             for remote in self._remotes:
                 rows = np.flatnonzero((shard_of == remote.number) & (life_of == remote.lives % LIVES))
                 if len(rows) and remote.up and remote.state is not None:
-                    pending = remote.call("update", remote.state.life, own[rows], raw[rows])
-                    self._updates.append((remote, pending, len(rows)))
+                    remote.updates.append((remote.state.life, own[rows], raw[rows]))
                     sent += len(rows)
-            self._skipped += len(wanted) - sent
-            before = self._updated
-            self._reap(wait=self._in_flight == 0)
-            return self._updated - before if self._in_flight == 0 else sent
+            self._given += len(wanted)
+            if self._in_flight > 0:
+                for remote in self._remotes:
+                    if len(remote.updates) >= _UPDATES:  # nobody draws
+                        remote.call("update", remote.take_updates())
+                return sent
+            self._send_updates()
+            return self._updated() - before
 
     def end_episodes(self, lanes: Any = None) -> None:
         """Truncates the episodes that go on in these lanes (None: all), after what was pushed here."""
@@ -378,6 +379,7 @@ class RayReplay:
         self._check_open()
         with self._turn:
             self._own.flush(wait=True)
+            self._send_updates()
         asked = [(remote, remote.aside("save", _place(directory, remote.number))) for remote in self._remotes]
         written = 0
         for remote, ref in asked:
@@ -402,9 +404,9 @@ class RayReplay:
         self._check_open()
         with self._turn:
             self._own.flush()
-            self._reap(wait=False)
             for remote in self._remotes:
                 remote.look_again()
+            self._send_updates()
             refresh(self._remotes, self._timeout)
             there = [remote for remote in self._remotes if remote.up]
             asked = [(remote, Pending(remote.aside("about"), 0)) for remote in there]
@@ -416,7 +418,7 @@ class RayReplay:
                 sum(shard.pushed for shard in shards),
                 sum(shard.lost for shard in shards),
                 sum(shard.restarts for shard in shards),
-                *(self._sampled, self._draws.redrawn, self._updated, self._skipped),
+                *(self._sampled, self._draws.redrawn, self._updated(), self._given - self._updated()),
             )
 
     def close(self) -> None:
@@ -535,25 +537,21 @@ class RayReplay:
                 disk.replace(directory, MANIFEST, frame(_FORMAT, card))
         return parts
 
-    def _reap(self, *, wait: bool) -> None:
-        """Takes what shards answered to new priorities; `wait`: for all of them, else for the oldest of too many."""
+    def _send_updates(self) -> None:
+        """New priorities to where they belong, and waits; what is pushed from now on gets the largest, anywhere."""
         before = self._largest()
-        while self._updates:
-            remote, pending, count = self._updates[0]
-            if not wait and len(self._updates) <= _UPDATES and not ray.wait([pending.ref], timeout=0)[0]:
-                break
-            self._updates.popleft()
-            answer = wait_for(remote, pending, self._timeout)
-            live, largest = (0, 0.0) if answer is None else answer
-            self._updated += live
-            self._skipped += count - live
-            if remote.state is not None and largest > remote.state.largest:
-                remote.state = remote.state._replace(largest=largest)
+        asked = [(remote, remote.call("update", remote.take_updates())) for remote in self._remotes if remote.updates]
+        for (remote, pending), state in zip(asked, gather(asked, self._timeout), strict=True):
+            if state is not None:
+                remote.heard(pending, state)
         largest = self._largest()
-        if largest > before:  # what is pushed from now on gets it, to whichever shard
-            for remote in self._remotes:
-                if remote.up:
-                    remote.call("lift", largest)
+        for remote in self._remotes if largest > before else ():
+            if remote.up:
+                remote.call("lift", largest)
+
+    def _updated(self) -> int:
+        """Priorities that took effect."""
+        return sum(remote.updated() for remote in self._remotes)
 
     def _largest(self) -> float:
         """Priority so far, of all shards."""

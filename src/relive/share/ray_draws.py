@@ -24,6 +24,7 @@ from relive.views import Sequences, View
 
 _SIZES = 4  # batch sizes that draws are kept ahead for
 _TWICE_BYTES = 1 << 21  # answers of this size are copied twice: that takes less than an operation a shard and column
+_AHEAD_BYTES = 1 << 27  # of the object store, for batches of a size
 _GROUP_BYTES = 1 << 22  # an answer of this size saves nothing more by being for several batches
 
 
@@ -142,7 +143,8 @@ class Draws:
         together = self._together(size)
         for remote in self._remotes:
             remote.look_again()
-        while not groups or sum(group.left for group in groups) + together <= self._in_flight:
+        ahead = min(self._in_flight, max(2, _AHEAD_BYTES // max(1, self._bytes.get(size, 1))))
+        while not groups or sum(group.left for group in groups) + together <= ahead:
             masses = self._masses(size, until)
             numbers = range(self._number, self._number + together)
             self._number += together
@@ -150,7 +152,7 @@ class Draws:
             counts = np.stack([np.bincount(shards, minlength=len(masses)) for shards in chosen])
             largest = max(remote.state.largest for remote in self._remotes if remote.state)
             asked = [
-                (remote, remote.call("draw", counts[:, remote.number].tolist(), largest))
+                (remote, remote.call("draw", counts[:, remote.number].tolist(), largest, remote.take_updates()))
                 for remote in self._remotes
                 # Those that give nothing say how they are, and are asked next time.
                 if remote.up and (self._in_flight or counts[:, remote.number].any())

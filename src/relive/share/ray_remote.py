@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from relive.errors import ConfigError
-from relive.share.ray_shard import State
+from relive.share.ray_shard import State, Updates
 
 try:
     import ray
@@ -41,6 +41,7 @@ class Remote:
         lives: how often it was seen to begin anew.
         up: whether it answered when it was last asked.
         lost: transitions that are known to have been there and are not any more; `state.missing` may know of more.
+        updates: new priorities that go with the next call that draws.
     """
 
     def __init__(self, handle: Any, number: int) -> None:
@@ -50,6 +51,8 @@ class Remote:
         self.lives = 0
         self.up = True
         self.lost = 0
+        self.updates: Updates = []
+        self._updated_before = 0  # in earlier lives
         self._calls = 0
         self._heard = 0  # number of the newest call that was answered
         self._since = 0.0  # when it went away
@@ -69,6 +72,7 @@ class Remote:
         """A call was not answered."""
         if self.up and pending.number > self._heard:
             self.up, self._since, self._probe = False, time.monotonic(), None
+            self.updates = []
             self._next_probe = time.monotonic()
             _log.warning("shard %d: no answer (%s); the others go on", self.number, type(error).__name__)
 
@@ -82,6 +86,7 @@ class Remote:
             lost = max(0, before.pushed - state.restored)
             self.lives += 1
             self.lost += lost
+            self._updated_before += before.updated
             _log.warning(
                 "shard %d: began anew with %d transitions; at least %d that were stored since are lost",
                 *(self.number, state.live, lost),
@@ -95,6 +100,15 @@ class Remote:
     def missing(self) -> int:
         """Transitions lost, as far as is known here."""
         return max(self.lost, self.state.missing if self.state else 0)
+
+    def updated(self) -> int:
+        """Priorities that took effect, as far as is known here."""
+        return self._updated_before + (self.state.updated if self.state else 0)
+
+    def take_updates(self) -> Updates:
+        """New priorities, which the caller sends."""
+        updates, self.updates = self.updates, []
+        return updates
 
     def look_again(self) -> None:
         """If it is away, asks from time to time whether it is back; does not wait."""

@@ -69,6 +69,7 @@ class State(NamedTuple):
         mass: what draws are in proportion to, summed over all anchors.
         least: the smallest of it, where the sampler knows it; else 0.
         largest: priority so far, under `Prioritized`.
+        updated: priorities given anew that took effect, in this life.
     """
 
     life: int
@@ -79,6 +80,11 @@ class State(NamedTuple):
     mass: float
     least: float
     largest: float
+    updated: int
+
+
+Updates = list[tuple[int, NDArray[np.int64], NDArray[Any]]]
+"""New priorities: the life that ids are of, ids [B], |delta| [B] or [B, T]."""
 
 
 class Answer(NamedTuple):
@@ -112,7 +118,7 @@ class Shard:
         self._life = secrets.randbits(63)
         self._turn = threading.Lock()  # between what is stored and the numbers of writers
         self._received: dict[int, int] = {}  # by writer: the number its next transition should have
-        self._missing = 0
+        self._missing = self._updated = 0
         self._saves, self._changes, self._saved = 0, 0, 0
         self._problem = ""
         self._overlaps = (
@@ -129,7 +135,8 @@ class Shard:
         """How it is."""
         mass, least, largest = self._native.mass(0.0)
         return State(
-            self._life, len(self._buffer), self._pushed(), self._restored, max(self._missing, 0), mass, least, largest
+            *(self._life, len(self._buffer), self._pushed(), self._restored, max(self._missing, 0)),
+            *(mass, least, largest, self._updated),
         )
 
     def push(self, writer: int, first: int, blocks: list[Block]) -> int:
@@ -156,10 +163,10 @@ class Shard:
         mask[lanes] = True
         return self._buffer.end_episodes(mask)
 
-    def draw(self, counts: list[int], largest: float) -> Answer:
-        """Rows for several batches, after the largest priority of the union was taken over."""
+    def draw(self, counts: list[int], largest: float, updates: Updates) -> Answer:
+        """Rows for several batches, after new priorities and the largest one of the union were taken over."""
         self.lift(largest)
-        state = self.hello()
+        state = self.update(updates)
         fields, masses, given, sums = [], [], [], []
         for count in counts:
             drawn = self._buffer._reading.sample_masses(count) if count else 0
@@ -181,11 +188,13 @@ class Shard:
         }
         return Answer(state, given, sums, together, np.concatenate(masses))
 
-    def update(self, life: int, ids: NDArray[np.int64], abs_td: NDArray[Any]) -> tuple[int, float]:
-        """New priorities for ids of this life; returns how many were live, and the largest priority so far."""
-        live = self._buffer.update_priorities(ids, abs_td) if life == self._life else 0
-        self._changes += 1
-        return live, self._native.mass(0.0)[2]
+    def update(self, updates: Updates) -> State:
+        """New priorities; those for ids of another life are skipped. Says how it is afterwards."""
+        for life, ids, abs_td in updates:
+            if life == self._life:
+                self._updated += self._buffer.update_priorities(ids, abs_td)
+                self._changes += 1
+        return self.hello()
 
     def lift(self, largest: float) -> None:
         """New transitions get at least this priority from now on."""
