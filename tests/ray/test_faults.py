@@ -126,6 +126,7 @@ def test_a_killed_shard_begins_with_its_last_snapshot(cluster, tmp_path):
         assert zero.mass > zero.live  # priorities too are those of the snapshot
 
 
+@pytest.mark.slow
 def test_without_snapshots_a_killed_shard_begins_empty(cluster):
     with made(in_flight=8) as replay:
         writer = replay.client()
@@ -162,6 +163,7 @@ def test_priorities_under_way_to_a_shard_that_dies_are_counted_as_skipped(cluste
         assert 0 < first < 64 and (stats.skipped, stats.updated) == (first, 64 - first)
 
 
+@pytest.mark.slow
 def test_the_only_shard(cluster):
     """Its learner waits for it as long as it is told to, and then says that it is away."""
     with made(shards=1, timeout=60.0) as replay:

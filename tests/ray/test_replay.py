@@ -55,7 +55,11 @@ VIEWS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "view", "lanes"), [(*case, 2 + number % 2) for number, case in enumerate(VIEWS.values())], ids=VIEWS.keys()
+    ("kind", "view", "lanes"),
+    [
+        pytest.param(*case, 2 + number % 2, id=name, marks=[pytest.mark.slow] if "n-step" in name else [])
+        for number, (name, case) in enumerate(VIEWS.items())
+    ],
 )
 def test_rows_are_those_of_the_model(kind, view, lanes):
     """Blocks, single pushes and steps of every lane; rings that wrap; every row that was drawn."""
@@ -106,7 +110,7 @@ def _leaves(tree: Any) -> list[Any]:
     return leaves(tree)
 
 
-def test_a_step_of_every_lane_and_masks():
+def test_a_step_of_every_lane_and_masks_and_tensors():
     with made() as replay:
         for step in range(3):
             obs = np.full((4, 1), step, np.float32)
@@ -116,6 +120,11 @@ def test_a_step_of_every_lane_and_masks():
         batch = replay.sample(200)
         assert set(rename(batch.ids, 2, 4).tolist()) == {0, 4, 8, 1, 5, 2, 6, 10, 3}
         assert (batch.action == rename(batch.ids, 2, 4) % 4).all()
+        torch = pytest.importorskip("torch")
+        batch = replay.sample(8, beta=0.5, output="torch", device="cpu")
+        assert isinstance(batch.obs, torch.Tensor) and batch.weight.dtype == torch.float32
+        with pytest.raises(ConfigError, match="output"):
+            replay.sample(8, output="jax")
 
 
 def test_hindsight():
@@ -140,8 +149,7 @@ def test_hindsight():
 # Draws through Ray.
 
 
-@pytest.mark.parametrize("in_flight", [0, 16])
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("in_flight", "shards"), [(0, 3), (16, 3), pytest.param(16, 1, marks=pytest.mark.slow)])
 def test_draws_are_in_proportion_over_the_union(in_flight, shards):
     sampler = relive.Prioritized(1.0, 0.0)
     raw = np.random.default_rng(3).choice([0.5, 1.0, 4.0], size=30)
@@ -221,14 +229,13 @@ def test_ids_of_an_earlier_life_are_skipped():
         assert replay.stats().skipped == 12
 
 
-@pytest.mark.parametrize("wrong", [[np.nan], [-1.0], [np.inf], [1.0, 2.0]])
-def test_bad_priorities_are_refused_at_once(wrong):
+def test_bad_priorities_are_refused_at_once():
     with made(sampler=relive.Prioritized(), in_flight=2) as replay:
         fill(replay, 0, 5)
-        with pytest.raises(SchemaError, match="abs_td"):
-            replay.update_priorities(replay.sample(1).ids, wrong)
-    with made() as replay, pytest.raises(ConfigError, match="keeps priorities"):
-        replay.update_priorities([1], [1.0])
+        for wrong in ([np.nan], [-1.0], [np.inf], [1.0, 2.0]):
+            with pytest.raises(SchemaError, match="abs_td"):
+                replay.update_priorities(replay.sample(1).ids, wrong)
+        assert replay.stats().updated == replay.stats().skipped == 0
 
 
 # Writers elsewhere.
@@ -268,13 +275,18 @@ def test_large_columns_and_a_small_batch_of_them():
         assert (batch.next_obs[:, -1] == newest[:, None, None] + 1).all()
 
 
-def test_a_client_is_pickled_and_the_replay_is_not():
-    with made() as replay:
+def test_a_client_is_pickled_and_the_replay_is_not_and_closing_ends_it():
+    with made(shards=1) as replay:
         client = replay.client()
         copy = pickle.loads(pickle.dumps(client))
         assert copy._writer != client._writer
         with pytest.raises(ConfigError, match="client"):
             pickle.dumps(replay)
+        replay.close()
+        replay.close()
+        for call in (lambda: replay.sample(1), lambda: len(replay), replay.stats, replay.client):
+            with pytest.raises(ConfigError, match="closed"):
+                call()
 
 
 def test_a_refused_push_keeps_nothing():
@@ -285,22 +297,11 @@ def test_a_refused_push_keeps_nothing():
             fill(replay, 4, 1)
         with pytest.raises(ConfigError, match="priority"):
             fill(replay, 0, 1, priority=1.0)
+        with pytest.raises(ConfigError, match="keeps priorities"):
+            replay.update_priorities([1], [1.0])
         with pytest.raises(NotEnoughDataError, match="0 transitions"):
             replay.sample(1)
         assert replay.flush().pushed == 0
-
-
-# Tensors, memory.
-
-
-def test_tensors():
-    torch = pytest.importorskip("torch")
-    with made() as replay:
-        fill(replay, 0, 5)
-        batch = replay.sample(8, beta=0.5, output="torch", device="cpu")
-        assert isinstance(batch.obs, torch.Tensor) and batch.weight.dtype == torch.float32
-        with pytest.raises(ConfigError, match="output"):
-            replay.sample(8, output="jax")
 
 
 def test_batches_that_are_held_stay_as_they_are():
@@ -408,15 +409,6 @@ def test_no_room_on_the_cluster_is_said(monkeypatch):
     monkeypatch.setattr("relive.share.ray._STARTING", 0.5)
     with pytest.raises(relive.errors.ShardError, match="room"):
         made(timeout=1.0, options={"num_cpus": 1_000})
-
-
-def test_closed():
-    replay = made()
-    replay.close()
-    replay.close()
-    for call in (lambda: replay.sample(1), lambda: len(replay), replay.stats, replay.client):
-        with pytest.raises(ConfigError, match="closed"):
-            call()
 
 
 def test_late_answers_of_an_earlier_life_change_nothing(local_ray):
