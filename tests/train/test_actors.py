@@ -172,7 +172,7 @@ def test_an_actor_that_cannot_play_ends_the_run_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: processes that are started for ever; an error that names nothing."""
-    monkeypatch.setattr("relive.train.processes.MOST_DEATHS", 2)
+    monkeypatch.setattr("relive.train.roster.MOST_DEATHS", 2)
     config = replace(TINY, env="arena:relive-tests/Broken-v0", actors=1, capacity=2000, num_envs=1)
     with pytest.raises(ChildProcessError, match=r"actor 0: expected it to play, it died 2 times.*RuntimeError: broken"):
         train(config, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import weakref
@@ -17,13 +18,10 @@ from relive.dqn import DQN, TrainConfig
 from relive.errors import ConfigError
 from relive.share import Gate, RateLimiter, Weights
 from relive.train.acting import make_buffer
-from relive.train.actor import Report, Role, epsilons, stride
-from relive.train.actor_log import ActorLog, Tally
+from relive.train.actor import Report, stride
 from relive.train.actor_process import Failure, Life, Places, begin, end
+from relive.train.roster import Roster
 from relive.train.state import LoopState
-
-MOST_DEATHS = 5
-"""Deaths of one actor in a row, none of which made a step, after which the run gives up."""
 
 PATIENCE = 2.0
 """Seconds that actors have to end by themselves."""
@@ -51,17 +49,6 @@ def limiter_for(config: TrainConfig) -> RateLimiter:
     return RateLimiter(ratio, max(1, config.learning_starts), max(1.0, ratio * ahead) + batch)
 
 
-class _Place:
-    """One actor: its process now, and what all of its processes did."""
-
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
-        self.number = 0  # of this life, in this session
-        self.in_vain = 0  # deaths in a row without a step
-        self.stepped = False  # in this life
-        self.words = ""  # the last words of one that died
-
-
 class Processes:
     """Steps from `config.actors` processes, each with environments of its own, into one buffer in shared memory.
 
@@ -74,7 +61,7 @@ class Processes:
         agent: whose weights are published.
         buffer: that of a checkpoint, in shared memory; None for a new one.
         state: how far the run is.
-        run_dir: where actors.csv is written.
+        run_dir: where actors.csv is written, from the first `advance` on.
         stop: whether somebody asked to stop: then nobody is replaced.
         saved: what `state_dict` gave at the checkpoint.
     """
@@ -90,27 +77,19 @@ class Processes:
         stop: Callable[[], bool],
         saved: Mapping[str, Any] | None = None,
     ) -> None:
-        self._config, self._agent, self._run_dir, self._stop = config, agent, run_dir, stop
-        self._epsilons = epsilons(config)
+        self._config, self._agent, self._stop = config, agent, stop
+        self._roster = Roster(config, run_dir, state.step, saved)
         self._buffer = make_buffer(config, schema, relive.SharedMemory()) if buffer is None else buffer
         limiter = limiter_for(config)
         self._gate: Gate = limiter.gate(self._buffer)
         self._weights = Weights.create(agent.num_weights)
         self._places = Places(self._buffer.handle(), self._weights.handle(), limiter)
-        tallies = [Tally() for _ in range(config.actors)]
-        self._before = ""  # actors.csv
-        if saved:
-            tallies = [Tally.from_state(one) for one in saved["actors"]]
-            self._before = saved["log"]
-        self._actors = [_Place(tally) for tally in tallies]
         self._lives: dict[int, Life] = {}  # actor -> its process
         # Also for who never closes: the interpreter would wait for ever for actors that play on.
-        self._end = weakref.finalize(self, _end_all, self._lives)
-        self._log: ActorLog | None = None
-        self._begun = state.step
+        self._end = weakref.finalize(self, _end_all, self._lives, os.getpid())
+        self._words: dict[int, str] = {}  # actor -> the last words of the one that is about to die
         self._pushed = self._buffer.num_pushed
-        self._listened = self._row_at = 0.0
-        self._notes: list[str] = []
+        self._listened = 0.0
         # A loaded buffer: what was drawn from it is known from the updates; its open episodes will not go on.
         self._gate.go_on_from(state.updates * config.agent.batch_size)
         self._buffer.end_episodes()
@@ -124,12 +103,14 @@ class Processes:
     @property
     def restarts(self) -> int:
         """How often an actor was replaced."""
-        return sum(place.tally.restarts for place in self._actors)
+        return self._roster.restarts
 
     def advance(self, state: LoopState) -> None:
         """Take in steps that lie in the buffer, at most one for every lane; wait a little where there are none."""
-        if self._log is None:
-            self._start()
+        if not self._roster.begun:
+            self._roster.begin()
+            for number in range(self._config.actors):
+                self._begin(number)
         now = time.perf_counter()
         if now - self._listened >= _LISTEN_SECONDS:
             self._listen(0.0, state)
@@ -152,31 +133,23 @@ class Processes:
 
     def epsilon(self, step: int) -> float:
         """The mean of the actors'."""
-        return 1.0 if step < self._config.learning_starts else float(self._epsilons.mean())
+        return self._roster.epsilon(step)
 
     def notes(self) -> list[str]:
         """Who died and was replaced."""
-        notes, self._notes = self._notes, []
-        return notes
+        return self._roster.notes()
 
     def write_row(self, state: LoopState) -> None:
         """One row an actor."""
-        if self._log is None:
-            return
         self._listen(0.0, state)
-        now = time.perf_counter()
-        for number, place in enumerate(self._actors):
-            epsilon = float(self._epsilons[number])
-            self._log.write(place.tally.row(state.step, number, epsilon, now - self._row_at, state.updates))
-        self._row_at = now
+        self._roster.write_row(state)
 
     def begin_episodes(self, state: LoopState) -> None:
         """Nothing ends: actors play on while the buffer is saved."""
 
     def state_dict(self) -> dict[str, Any]:
         """What actors did so far, and actors.csv."""
-        log = self._before if self._log is None else self._log.text()
-        return {"actors": [place.tally.state_dict() for place in self._actors], "log": log}
+        return self._roster.state_dict()
 
     def close(self) -> None:
         """End all actors, and take the names of the shared memory away."""
@@ -187,19 +160,10 @@ class Processes:
             segment = self._buffer._engine.segment
             if segment is not None:
                 segment.close()
-            if self._log is not None:
-                self._log.close()
-
-    def _start(self) -> None:
-        self._log = ActorLog(self._run_dir, self._before)
-        self._row_at = time.perf_counter()
-        for number in range(len(self._actors)):
-            self._begin(number)
+            self._roster.close()
 
     def _begin(self, number: int) -> None:
-        place = self._actors[number]
-        self._lives[number] = begin(Role(self._config, number, self._begun, place.number), self._places)
-        place.stepped, place.words = False, ""
+        self._lives[number] = begin(self._roster.role(number), self._places)
 
     def _publish(self, updates: int) -> None:
         self._weights.publish(self._agent.vector(), updates)
@@ -217,49 +181,39 @@ class Processes:
                 self._replace(number)
 
     def _hear(self, number: int, connection: Connection, state: LoopState) -> None:
-        place = self._actors[number]
         try:
             while connection.poll():
                 match connection.recv():
                     case Report() as report:
-                        place.tally.add(report)
-                        place.stepped = place.stepped or report.steps > 0
-                        state.ended(report.returns)
+                        self._roster.report(number, report, state)
                     case Failure(words, fatal):
                         if fatal:
                             raise ConfigError(words)
-                        place.words = words
-        except (EOFError, ConnectionResetError):
-            pass  # it has closed its end: the process ends, or has
+                        self._words[number] = words
+        except (EOFError, OSError):
+            pass  # it has closed its end, perhaps in the midst of a word: the process ends, or has
 
     def _replace(self, number: int) -> None:
         """Put another actor in the place of one that died."""
-        place, life = self._actors[number], self._lives.pop(number)
+        life = self._lives.pop(number)
         life.process.join()
-        how = _how_it_ended(life.process.exitcode, place.words)
+        how = _how_it_ended(life.process.exitcode, self._words.pop(number, ""))
         life.process.close()
         life.connection.close()
         if self._stop():
             return
-        place.in_vain = 0 if place.stepped else place.in_vain + 1
-        if place.in_vain == MOST_DEATHS:
-            raise ChildProcessError(
-                f"actor {number}: expected it to play, it died {MOST_DEATHS} times in a row before its first step, the "
-                f"last time {how}. The run has given up."
-            )
-        place.number += 1
-        place.tally.restarts += 1
+        self._roster.died(number, how)
         mask = np.zeros(self._config.lanes, np.bool_)
-        first = number * self._config.num_envs
+        first = self._roster.role(number).first_lane
         mask[first : first + self._config.num_envs] = True
         self._buffer.end_episodes(mask)
         self._begin(number)
-        self._notes.append(f"actor {number} died ({how}) and was replaced; restarts: {place.tally.restarts}")
 
 
-def _end_all(lives: dict[int, Life]) -> None:
-    end(list(lives.values()), PATIENCE)
-    lives.clear()
+def _end_all(lives: dict[int, Life], learner: int) -> None:
+    if os.getpid() == learner:  # and not the child of a fork, at its end
+        end(list(lives.values()), PATIENCE)
+        lives.clear()
 
 
 def _how_it_ended(code: int | None, words: str) -> str:
