@@ -5,6 +5,7 @@ run's directory holds. The docstring below each field is the help text of the co
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -129,13 +130,18 @@ class TrainConfig:
     num_envs: int = 1
     """Environments stepped together, by each actor where there are any."""
     actors: int = 0
-    """Processes that act while this one learns, each at an epsilon of its own; 0: none, this one does both."""
+    """Processes, here or on Ray's hosts, that act while this one learns, each at an epsilon of its own; 0: none, this one does both."""
     actor_epsilon: float = 0.4
     """Probability of a random action of the first actor once learning has started (actors; Horgan et al. 2018)."""
     actor_alpha: float = 7.0
     """The last actor's is actor_epsilon^(1 + actor_alpha), the others' lie in between on a geometric scale (actors)."""
     publish_every: int = 32
     """Updates between two times that the actors are given the newest weights (actors)."""
+    ray: str | None = None
+    """Act and keep transitions on the hosts of a Ray: its HOST:PORT, auto for the one that runs here, local for one of
+    this run's own. None: no Ray, actors are processes of this host. Checkpoints then need a directory all hosts see."""
+    shards: int = 1
+    """Parts of the buffer, each in a process on one of Ray's hosts (ray)."""
     stack: int = 1
     """Observations stacked into one, assembled by the buffer (frames: 4)."""
     capacity: int = 100_000
@@ -236,9 +242,26 @@ class TrainConfig:
             what = f"a multiple of actors={self.actors} times num_envs={self.num_envs}: {nearest}"
             without = "none with actors: a run with a dataset acts in its own process"
             _require(self.offline is None, "offline", without, self.offline)
+            self._check_ray()
         else:
+            ok = self.ray is None
+            _require(ok, "ray", "none without actors, who have to be some (--actors N)", self.ray)
             what = f"a multiple of num_envs={self.num_envs}"
         _require(self.capacity % self.lanes == 0, "capacity", what, self.capacity)
+
+    def _check_ray(self) -> None:
+        """Check what has to do with Ray, where there are actors."""
+        _require_int("shards", self.shards, 1)
+        if self.ray is None:
+            return
+        ok = self.ray in ("local", "auto") or re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.ray)
+        _require(bool(ok), "ray", "HOST:PORT of its head, auto or local", self.ray)
+        most = min(self.lanes, 126)
+        what = f"at most {most}: each of the {self.lanes} environments (actors times num_envs) writes to one"
+        _require(self.shards <= most, "shards", what, self.shards)
+        without = "uniform or prioritized with ray: one shard does not know the ranks of another's transitions"
+        _require(self.sampler in ("uniform", "prioritized"), "sampler", without, self.sampler)
+        _require(self.newest == 0, "newest", "0 with ray: one shard does not know what is newest of all", self.newest)
 
     def _check_offline(self) -> None:
         """Check what has to do with datasets."""
@@ -269,6 +292,7 @@ class TrainConfig:
             "actor_epsilon": (self.actors > 0, "without actors"),
             "actor_alpha": (self.actors > 0, "without actors"),
             "publish_every": (self.actors > 0, "without actors"),
+            "shards": (self.ray is not None, "without --ray"),
             "offline_updates": (self.offline is not None, "without a dataset (offline)"),
             "offline_share": (self.online, "where no steps follow the dataset (offline with online)"),
         }

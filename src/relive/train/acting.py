@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,18 @@ class Replay(Source, Protocol):
         """Save the whole state to a directory, and commit the note with it."""
 
 
+@dataclass(frozen=True)
+class Shards:
+    """A buffer in parts, as it is now."""
+
+    transitions: tuple[int, ...]
+    """Of each part."""
+    lost: int
+    """Transitions that were sent to a part and are not there, those overwritten by newer ones apart."""
+    restarts: int
+    """How often a part was lost and began anew."""
+
+
 class Acting(Protocol):
     """Steps, and the buffer that they go to. The learner's loop knows no more of it than this.
 
@@ -51,6 +64,10 @@ class Acting(Protocol):
     @property
     def restarts(self) -> int:
         """How often somebody who acted died and was replaced."""
+
+    @property
+    def shards(self) -> Shards | None:
+        """The parts of the buffer, as they were told or asked about last; None where it is one."""
 
     def advance(self, state: LoopState) -> None:
         """Bring some steps in: `state.step`, and the returns of episodes that ended.
@@ -127,6 +144,10 @@ class Local:
     def restarts(self) -> int:
         """Nobody dies alone."""
         return 0
+
+    @property
+    def shards(self) -> None:
+        """The buffer is one."""
 
     def admit(self, batch_size: int) -> None:
         """Nobody is ahead of anybody."""

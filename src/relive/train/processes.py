@@ -33,8 +33,8 @@ _WAIT_SECONDS = 0.05
 """The same where there are none: who wants to stop is heard as soon."""
 
 
-def limiter_for(config: TrainConfig) -> RateLimiter:
-    """How far actors may be ahead of the learner.
+def limiter_for(config: TrainConfig, block: int | None = None) -> RateLimiter:
+    """How far actors may be ahead of the learner; they hand over `block` transitions at a time, by default a round's.
 
     The learner makes exactly the updates that `replay_ratio` owes for the steps it has seen, as in any run. The limiter
     holds the actors to the same ratio. Its tolerance is what they may be ahead by: the steps of one round of updates,
@@ -44,7 +44,7 @@ def limiter_for(config: TrainConfig) -> RateLimiter:
     """
     batch = config.agent.batch_size
     ratio = config.replay_ratio * batch
-    block = stride(config) * config.num_envs
+    block = stride(config) * config.num_envs if block is None else block
     ahead = max(config.update_every + 2 * config.actors * block, config.learning_starts // 10)
     return RateLimiter(ratio, max(1, config.learning_starts), max(1.0, ratio * ahead) + batch)
 
@@ -104,6 +104,10 @@ class Processes:
     def restarts(self) -> int:
         """How often an actor was replaced."""
         return self._roster.restarts
+
+    @property
+    def shards(self) -> None:
+        """The buffer is one."""
 
     def advance(self, state: LoopState) -> None:
         """Take in steps that lie in the buffer, at most one for every lane; wait a little where there are none."""
