@@ -177,7 +177,7 @@ def _shared(
             reading = _reading(spec, core, segment.payload, selector_at, found)
         except ValueError as error:
             raise not_whole(storage.name) from error
-        watch(core, shared=True)
+        watch(core, shared=True, key=segment.key)
         if fill:
             fill(core, reading)
         engine = _engine(spec, core, core, reading, segment.payload, segment=segment)

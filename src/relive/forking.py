@@ -6,21 +6,30 @@ import contextlib
 import os
 import threading
 import weakref
+from dataclasses import dataclass
 
 from relive._core import Core
 
-_cores: weakref.WeakKeyDictionary[Core, bool] = weakref.WeakKeyDictionary()  # whether children share its memory
+
+@dataclass(frozen=True)
+class _Watched:
+    shared: bool
+    key: int
+
+
+_cores: weakref.WeakKeyDictionary[Core, _Watched] = weakref.WeakKeyDictionary()
 _held: list[Core] = []
 
 
-def watch(core: Core, *, shared: bool = False) -> None:
+def watch(core: Core, *, shared: bool = False, key: int | None = None) -> None:
     """Keeps the core's lock usable in the children of this process.
 
     Args:
         core: whose.
         shared: whether children see the same memory, and so the same lock, which stays the parent's to release.
+        key: of memory that other processes have too, the same for all cores over it.
     """
-    _cores[core] = shared
+    _cores[core] = _Watched(shared, id(core) if key is None else key)
 
 
 class Lock:
@@ -48,7 +57,9 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _hold() -> None:
-    for core in list(_cores):
+    # In the same order in all processes, or two that fork wait for each other; a lock that two cores share once.
+    locks = {watched.key: core for core, watched in _cores.items()}
+    for _, core in sorted(locks.items()):
         with contextlib.suppress(RuntimeError):  # damaged: nobody gets its lock any more
             core.hold()
             _held.append(core)
@@ -62,7 +73,7 @@ def _release() -> None:
 def _renew() -> None:
     while _held:
         core = _held.pop()
-        if not _cores[core]:
+        if not _cores[core].shared:
             core.renew()
     for lock in list(_locks):
         lock.renew()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -60,12 +64,18 @@ def write(handle: Any, lane: int, steps: int) -> None:
         step += count
 
 
+def fork_often(handles: list[Any], times: int) -> None:
+    """Has all these buffers and forks."""
+    buffers = [relive.attach(handle) for handle in handles]
+    for _ in range(times):
+        child = os.fork()
+        if child == 0:
+            os._exit(len(buffers[0]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def outlive(pipe: Connection) -> None:
     """Makes a buffer and a child that has it, and ends without a word."""
-    import multiprocessing
-    import os
-    import signal
-
     buffer = marked.make(2, 50, storage=relive.SharedMemory(), seed=1)
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=stay, args=(buffer.handle(), pipe))
@@ -76,8 +86,6 @@ def outlive(pipe: Connection) -> None:
 
 def stay(handle: Any, pipe: Connection) -> None:
     """Goes on with a buffer whose owner has died."""
-    import time
-
     buffer = relive.attach(handle)
     while buffer._engine.segment is not None and buffer._engine.segment.owner_alive:
         time.sleep(0.01)

@@ -226,6 +226,37 @@ def test_threads_of_a_forking_process_hold_the_lock_now_and_then() -> None:
     assert buffer.num_pushed == 31
 
 
+def test_a_fork_of_a_process_that_has_a_buffer_twice() -> None:
+    """Both objects have one lock, which is taken once before a fork."""
+    buffer = marked.make(2, 50, storage=relive.SharedMemory(), seed=1)
+    again = relive.attach(buffer.handle())
+    child = os.fork()
+    if child == 0:
+        again.push(**marked.transition(0, 1), lane=1)
+        buffer.push(**marked.transition(0, 0), lane=0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(again) == len(buffer) == 2
+
+
+def test_processes_that_fork_do_not_wait_for_each_other() -> None:
+    """Each takes the locks of all its buffers before it forks: in one order."""
+    context = multiprocessing.get_context("spawn")
+    buffers = [marked.make(2, 50, storage=relive.SharedMemory(), seed=1) for _ in range(6)]
+    handles = [buffer.handle() for buffer in buffers]
+    children = [context.Process(target=attach_programs.fork_often, args=(handles[::order], 300)) for order in (1, -1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    waiting = [child for child in children if child.is_alive()]
+    for child in waiting:
+        child.kill()
+        child.join()
+    assert not waiting, "two processes that fork wait for each other"
+    assert [child.exitcode for child in children] == [0, 0]
+
+
 def test_a_child_goes_on_when_the_owner_is_killed() -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
