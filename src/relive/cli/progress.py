@@ -89,7 +89,8 @@ def study_spectator() -> Iterator[StudyReport]:
 
 
 def _text(now: relive.train.Progress) -> str:
-    left = timedelta(seconds=math.ceil((now.steps - now.step) / max(now.steps_per_second, 1e-9)))
+    rate = now.steps_per_second
+    left = timedelta(seconds=math.ceil((now.steps - now.step) / rate)) if rate else "all"
     return (
         f"{now.step:,}/{now.steps:,}  return {_number(now.return_mean)}  loss {_number(now.loss)}  "
         f"{now.steps_per_second:,.0f} steps/s  {left} left"

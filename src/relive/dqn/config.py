@@ -130,7 +130,7 @@ class TrainConfig:
     num_envs: int = 1
     """Environments stepped together, by each actor where there are any."""
     actors: int = 0
-    """Processes, here or on Ray's hosts, that act while this one learns, each at an epsilon of its own; 0: none, this one does both."""
+    """Processes that act while this one learns, each at an epsilon of its own; 0: none, this one does both."""
     actor_epsilon: float = 0.4
     """Probability of a random action of the first actor once learning has started (actors; Horgan et al. 2018)."""
     actor_alpha: float = 7.0

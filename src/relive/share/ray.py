@@ -30,16 +30,14 @@ from relive.share.ray_client import Client, ClientStats, Target
 from relive.share.ray_draws import Assembler, Draws
 from relive.share.ray_remote import Pending, Remote, gather, ray, refresh, wait_for
 from relive.share.ray_shard import Part, Shard
-from relive.share.ray_union import LIVES, MAX_SHARDS, parts_of
-from relive.snapshot import check_note, frame, unframe
+from relive.share.ray_union import FORMAT, LIVES, MANIFEST, MAX_SHARDS, parts_of, read_card, read_note
+from relive.snapshot import check_note, frame
 from relive.specs import sampler_from_dict, sampler_to_dict, view_from_dict, view_to_dict
 from relive.storage import divide
 from relive.views import Hindsight, View
 
 __all__ = ["Client", "ClientStats", "RayReplay", "ReplayStats", "ShardStats"]
 
-MANIFEST = "shards.json"
-_FORMAT = "relive shards"
 _UPDATES = 64  # batches of new priorities that wait for a draw to go with
 _SAVING = 3600.0  # seconds
 _STARTING = 60.0  # seconds at least, in which processes are to start
@@ -212,7 +210,7 @@ class RayReplay:
             SnapshotError: nothing whole is there.
         """
         directory = as_path("load", path).absolute()
-        card = _read(directory)
+        card = read_card(directory)
         unknown = set(options) - {"snapshots", "snapshot_every", "in_flight", "batch", "timeout", "options"}
         if unknown:
             raise ConfigError(
@@ -389,7 +387,7 @@ class RayReplay:
                     f"save: expected every shard, shard {remote.number} is away. Save again when it is back."
                 )
             written += bytes_or_none
-        data = frame(_FORMAT, {**self._card(self.shards), "note": note})
+        data = frame(FORMAT, {**self._card(self.shards), "note": note})
         disk.make_directory(directory)
         disk.replace(directory, MANIFEST, data)
         return written + len(data)
@@ -397,7 +395,7 @@ class RayReplay:
     @staticmethod
     def note(path: str | os.PathLike[str]) -> Any:
         """The note that `save` was given."""
-        return _read(as_path("note", path).absolute()).get("note")
+        return read_note(as_path("note", path).absolute())
 
     def stats(self) -> ReplayStats:
         """Asks every shard how it is. Cost: a call to each, in parallel; those that are away are not waited for."""
@@ -527,14 +525,14 @@ class RayReplay:
             card = {**self._card(shards), "note": None}
             disk.make_directory(directory)
             if (directory / MANIFEST).exists():
-                there = _read(directory)
+                there = read_card(directory)
                 if source != directory or {**there, "note": None} != card:
                     raise ConfigError(
                         f"snapshots: expected no other replay's in {directory}, found some. Load them, or give another "
                         "directory."
                     )
             else:
-                disk.replace(directory, MANIFEST, frame(_FORMAT, card))
+                disk.replace(directory, MANIFEST, frame(FORMAT, card))
         return parts
 
     def _send_updates(self) -> None:
@@ -636,21 +634,3 @@ def _stats(remote: Remote, about: Mapping[str, Any]) -> ShardStats:
 
 def _place(directory: Path, shard: int) -> Path:
     return directory / f"shard-{shard:03d}"
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    """What a directory of shards says about itself.
-
-    Raises:
-        SnapshotError: it is none, or damaged.
-    """
-    try:
-        content = unframe(directory / MANIFEST, _FORMAT)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise SnapshotError(
-            f"{directory}: expected the snapshot of a RayReplay, found no {MANIFEST}. Give a directory that its "
-            "save made."
-        ) from None
-    if not isinstance(content, dict):
-        raise SnapshotError(f"{directory / MANIFEST}: expected what describes a replay, got something else.")
-    return content

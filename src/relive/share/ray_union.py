@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relive.errors import SnapshotError
 from relive.samplers import BuiltIn, Prioritized
+from relive.snapshot import unframe
 from relive.trees import map_tree
 
+MANIFEST = "shards.json"
+FORMAT = "relive shards"
 MAX_SHARDS = 126
 _SHARD, _LIFE = 56, 48  # bits of an id below these numbers
 _LOCAL = (1 << _LIFE) - 1
@@ -80,3 +85,26 @@ def narrow(fields: dict[str, Any], overlaps: bool) -> dict[str, Any]:
     if overlaps:
         return {**fields, "next_obs": map_tree(lambda leaf: np.ascontiguousarray(leaf[:, -1:]), fields["next_obs"])}
     return fields
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """What a directory of shards says about itself.
+
+    Raises:
+        SnapshotError: it is none, or damaged.
+    """
+    try:
+        content = unframe(directory / MANIFEST, FORMAT)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise SnapshotError(
+            f"{directory}: expected the snapshot of a RayReplay, found no {MANIFEST}. Give a directory that its "
+            "save made."
+        ) from None
+    if not isinstance(content, dict):
+        raise SnapshotError(f"{directory / MANIFEST}: expected what describes a replay, got something else.")
+    return content
+
+
+def read_note(directory: Path) -> Any:
+    """The note that `RayReplay.save` was given; None before the first."""
+    return read_card(directory).get("note")

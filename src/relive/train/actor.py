@@ -69,7 +69,8 @@ def in_words(config: TrainConfig) -> str:
     low, high = float(ladder[-1]), float(ladder[0])
     spread = f"{high:.3g}" if math.isclose(low, high) else f"{high:.3g} to {low:.3g}"
     each = f" of {config.num_envs} environments each" if config.num_envs > 1 else ""
-    return f"{config.actors} process{'es' if config.actors > 1 else ''}{each}, epsilon {spread}"
+    where = "" if config.ray is None else f" in Ray ({config.ray})"
+    return f"{config.actors} process{'es' if config.actors > 1 else ''}{where}{each}, epsilon {spread}"
 
 
 def stride(config: TrainConfig) -> int:

@@ -18,6 +18,8 @@ import relive
 from relive.assembly import Storage
 from relive.dqn import TrainConfig
 from relive.errors import ConfigError, SnapshotError
+from relive.share.ray_union import MANIFEST as SHARDS
+from relive.share.ray_union import read_note as read_union_note
 from relive.snapshot import read_note
 from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, save_weights, write_file
 from relive.train.summary import versions
@@ -40,7 +42,7 @@ class Checkpoint:
     metrics: str
     """metrics.csv."""
     buffer: Any
-    """`relive.train.acting.Replay`."""
+    """`relive.train.acting.Replay`; of one that was read and lies in shards, the path, as Ray's hosts read it."""
     acting: dict[str, Any] = field(default_factory=dict)
     """`Acting.state_dict()`."""
 
@@ -106,7 +108,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None 
     note = _read_note(run_dir)
     state = _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
     _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
-    buffer = relive.load(run_dir / CHECKPOINT / REPLAY, storage=storage)
+    path = run_dir / CHECKPOINT / REPLAY
+    buffer = relive.load(path, storage=storage) if config.ray is None else path
     return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer, state.get("acting", {}))
 
 
@@ -124,7 +127,7 @@ def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
 def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
     """Say why there is no checkpoint."""
     every, folder = config.checkpoint_every, run_dir / CHECKPOINT
-    if folder.is_dir():
+    if folder.is_dir() and not (folder / REPLAY / SHARDS).exists():
         raise SnapshotError(
             f"{_manifest(run_dir)}: expected the manifest of the checkpoint, found no such file: it is damaged, "
             "or the run was killed while it wrote its first. Put the file back from a copy, or train anew."
@@ -143,7 +146,13 @@ def _manifest(run_dir: Path) -> Path:
 
 
 def _exists(run_dir: Path) -> bool:
-    return _manifest(run_dir).exists()
+    return _manifest(run_dir).exists() or _in_shards(run_dir)
+
+
+def _in_shards(run_dir: Path) -> bool:
+    """Whether there is a checkpoint whose buffer lies in shards, which then have one manifest more."""
+    path = run_dir / CHECKPOINT / REPLAY
+    return (path / SHARDS).exists() and read_union_note(path) is not None  # None: nothing was saved yet
 
 
 def _digest(data: bytes) -> str:
@@ -152,7 +161,7 @@ def _digest(data: bytes) -> str:
 
 def _read_note(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CHECKPOINT / REPLAY
-    note = read_note(path)
+    note = read_union_note(path) if _in_shards(run_dir) else read_note(path)
     known = {"relive run": int, "step": int, "agent": str, "sha256": str, "versions": dict}
     if not isinstance(note, dict) or not all(isinstance(note.get(name), kind) for name, kind in known.items()):
         raise SnapshotError(

@@ -12,8 +12,8 @@ import torch
 
 import relive
 from relive.dqn import DQN, TrainConfig
-from relive.errors import ConfigError, SchemaError
-from relive.train.acting import Acting, Local, Source
+from relive.errors import ConfigError, SchemaError, ShardError
+from relive.train.acting import Acting, Local, Shards, Source
 from relive.train.checkpoint import Checkpoint, save_checkpoint
 from relive.train.environments import Envs
 from relive.train.evaluate import EVALUATION_SEED, Evaluation, evaluate, greedy
@@ -105,6 +105,7 @@ class Trainer:
         self._cpu_began = time.process_time() - self.state.cpu_seconds
         self._marks = deque([(self._reported, self.place)], maxlen=RATE_REPORTS)
         self._row_every = max(1, config.length // ROWS)
+        self._notes: list[str] = []
 
     def _begin_acting(self, envs: Envs, checkpoint: Checkpoint | None) -> Acting:
         """Whoever brings the steps of this run."""
@@ -112,10 +113,14 @@ class Trainer:
         kept = None if checkpoint is None else checkpoint.buffer
         if not config.actors:
             return Local(config, envs, self.agent, kept, self.state)
-        from relive.train.processes import Processes
-
         saved = None if checkpoint is None else checkpoint.acting
         schema = replace(relive.Schema.from_env(envs), lanes=config.lanes)
+        if config.ray is not None:
+            from relive.train.ray_acting import RayActing  # needs Ray
+
+            return RayActing(config, schema, self.agent, self.state, self.run_dir, self._stop, kept, saved)
+        from relive.train.processes import Processes
+
         return Processes(config, schema, self.agent, kept, self.state, self.run_dir, self._stop, saved)
 
     @property
@@ -132,6 +137,11 @@ class Trainer:
     def restarts(self) -> int:
         """How often an actor died and was replaced."""
         return self._acting.restarts
+
+    @property
+    def shards(self) -> Shards | None:
+        """The parts of the buffer, where it has some."""
+        return self._acting.shards
 
     @property
     def stopped_early(self) -> bool:
@@ -163,7 +173,8 @@ class Trainer:
         # Not once somebody asked to stop: updates or an evaluation of this step may have been cut short.
         if every is not None and _passed(before, place, every) and not self._stop():
             self._make_checkpoint(log)
-        now, notes = time.perf_counter(), tuple(self._acting.notes())
+        now, notes = time.perf_counter(), (*self._acting.notes(), *self._notes)
+        self._notes.clear()
         if evaluation is not None or notes or now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._report(self._progress(now, evaluation, notes))
@@ -182,18 +193,18 @@ class Trainer:
         state = self.state
         self._acting.begin_episodes(state)  # what an environment is in the midst of cannot be saved
         self._read_clocks()
-        save_checkpoint(
-            self.run_dir,
-            self.config,
-            Checkpoint(
-                state.step,
-                self.agent.state_dict(),
-                state.state_dict(),
-                log.text(),
-                self.buffer,
-                self._acting.state_dict(),
-            ),
+        checkpoint = Checkpoint(
+            state.step,
+            self.agent.state_dict(),
+            state.state_dict(),
+            log.text(),
+            self.buffer,
+            self._acting.state_dict(),
         )
+        try:
+            save_checkpoint(self.run_dir, self.config, checkpoint)
+        except ShardError as error:  # the run goes on without; the checkpoint before still stands
+            self._notes.append(f"no checkpoint: {error}")
 
     def _learn(self) -> None:
         config = self.config

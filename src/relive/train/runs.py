@@ -79,7 +79,9 @@ def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
     config = load_config(run_dir)
     with lock_run(run_dir), stage(config) as (envs, stop):
         refuse_finished(run_dir)
-        checkpoint = load_checkpoint(run_dir, config, relive.SharedMemory() if config.actors else None)
+        checkpoint = load_checkpoint(
+            run_dir, config, relive.SharedMemory() if config.actors and config.ray is None else None
+        )
         with closing(Trainer(config, envs, run_dir, stop, report, checkpoint)) as trainer:
             roll_back(run_dir, trainer.state.best_weights)
             return _run(trainer, RunLog(run_dir, checkpoint.metrics, checkpoint.step), stop)
@@ -134,4 +136,5 @@ def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
         final=final,
         threshold=config.threshold,
         restarts=trainer.restarts,
+        shards=trainer.shards,
     )

@@ -3,12 +3,13 @@
 import json
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from relive.dqn import AgentConfig, TrainConfig
+from relive.train.acting import Shards
 from relive.train.actor import in_words
 from relive.train.evaluate import Evaluation
 from relive.train.rundir import ACTORS, CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, status_in_words, write_file
@@ -40,6 +41,8 @@ class Result:
     threshold: float | None
     restarts: int = 0
     """How often an actor died and was replaced."""
+    shards: Shards | None = None
+    """The parts of the buffer at the end, where it has some (ray)."""
 
     @property
     def passed(self) -> bool | None:
@@ -68,6 +71,8 @@ def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
     }
     if config.actors:
         data["restarts"] = result.restarts
+    if result.shards is not None:
+        data["shards"] = asdict(result.shards)
     write_file(run_dir / SUMMARY, summary(run_dir.resolve().name, config, result).encode())
     write_file(run_dir / RESULT, (json.dumps(data, indent=2) + "\n").encode())  # last: it says that the run has ended
 
@@ -138,7 +143,19 @@ def _actors(config: TrainConfig, result: Result) -> list[str]:
     if not config.actors:
         return []
     died = f"; {result.restarts:,} died and were replaced" if result.restarts else ""
-    return [f"| actors | {in_words(config)}{died} |"]
+    return [f"| actors | {in_words(config)}{died} |", *_shards(config, result)]
+
+
+def _shards(config: TrainConfig, result: Result) -> list[str]:
+    """Where the transitions were."""
+    shards = result.shards
+    if shards is None:
+        return []
+    each = " and ".join(f"{number:,}" for number in shards.transitions)
+    restarts = f"; {shards.restarts:,} restarted" if shards.restarts else ""
+    lost = f"{shards.lost:,}" if shards.lost else "none"
+    one = f"{config.shards} shard{'s' if config.shards > 1 else ''} in Ray ({config.ray})"
+    return [f"| buffer | {one} with {each} transitions; {lost} lost{restarts} |"]
 
 
 def headline(result: Result) -> str:
