@@ -244,7 +244,7 @@ def test_processes_that_fork_do_not_wait_for_each_other() -> None:
     context = multiprocessing.get_context("spawn")
     buffers = [marked.make(2, 50, storage=relive.SharedMemory(), seed=1) for _ in range(6)]
     handles = [buffer.handle() for buffer in buffers]
-    children = [context.Process(target=attach_programs.fork_often, args=(handles[::order], 300)) for order in (1, -1)]
+    children = [context.Process(target=attach_programs.fork_often, args=(handles[::order], 100)) for order in (1, -1)]
     for child in children:
         child.start()
     for child in children:
