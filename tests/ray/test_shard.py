@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -151,3 +153,27 @@ def test_the_largest_priority_comes_from_elsewhere():
     assert shard.hello().largest == 5.0
     with pytest.raises(relive.SchemaError):
         shard.update([(shard.hello().life, np.arange(1), np.array([np.nan]))])
+
+
+WITHOUT = """
+import sys
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ray":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+import relive, relive.share
+assert "ray" not in sys.modules
+sys.meta_path.insert(0, Gone())
+try:
+    import relive.share.ray
+except relive.ConfigError as error:
+    assert "pip install 'relive[ray]'" in str(error), error
+else:
+    raise AssertionError("it came from somewhere")
+"""
+
+
+def test_nothing_of_ray_is_imported_unless_asked_for_and_its_absence_is_said():
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120)
