@@ -103,7 +103,7 @@ class Core {
     return nb::int_(id);
   }
 
-  // `count` transitions: number i goes to lane i where `lane` is negative, else all to that lane in order of time.
+  // `count` transitions: all to this lane in order of time, or, where `lane` is -1 - first, number i to lane first + i.
   // Writes their ids, -1 where `mask` leaves one out. `priorities`: raw ones, for the primary selector, or None. False
   // if a value has to be converted or refused.
   bool append_many(int64_t lane, nb::handle mask, nb::handle priorities, nb::handle ids, nb::args values) {
@@ -121,7 +121,7 @@ class Core {
     locked(lock_, value_bytes_ * count, [&] {
       if (raw) primary_->sync();  // what was pushed before has other priorities
       for (int64_t i = 0; i < count; ++i) {
-        const uint64_t to = lane < 0 ? i : lane;
+        const uint64_t to = lane < 0 ? i - 1 - lane : lane;
         id[i] = chosen && !chosen[i] ? -1 : ring_.append(to, block, i);
         if (raw && id[i] >= 0) primary_->sync(to, raw[i]);
       }

@@ -40,10 +40,18 @@ class Appender:
         return new_id
 
     def step(
-        self, values: list[Any], mask: NDArray[np.bool_] | None, priority: NDArray[np.float64] | None
+        self,
+        values: list[Any],
+        mask: NDArray[np.bool_] | None,
+        priority: NDArray[np.float64] | None,
+        lanes: range | None = None,
     ) -> NDArray[np.int64]:
-        """Appends one transition to every lane (or those of the mask); returns ids [lanes], -1 for those left out."""
-        return self._many(-1, self._lanes, values, mask, priority)
+        """Appends one transition to every lane of all or of a range (or those of the mask).
+
+        Returns ids [lanes], -1 for those left out.
+        """
+        lanes = range(self._lanes) if lanes is None else lanes
+        return self._many(-1 - lanes.start, len(lanes), values, mask, priority)
 
     def block(
         self, lane: int, count: int, values: list[Any], priority: NDArray[np.float64] | None

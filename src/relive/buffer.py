@@ -463,21 +463,43 @@ class ReplayBuffer:
         if self._schema is not None:
             self._core.clear()
 
-    def writer(self, envs: Any) -> Writer:
+    def _step(
+        self,
+        lanes: range,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        terminated: Any,
+        next_obs: Any,
+        *,
+        truncated: Any,
+        mask: NDArray[np.bool_] | None,
+        **extras: Any,
+    ) -> NDArray[np.int64]:
+        """One step of these lanes alone, for `Writer`; see `push`."""
+        assert self._schema is not None
+        values = collect(self._schema, obs, action, reward, terminated, truncated, next_obs, extras)
+        return self._appender.step(values, mask, None, lanes)
+
+    def writer(self, envs: Any, *, first_lane: int | None = None) -> Writer:
         """A writer that stores the steps of these Gymnasium environments, whatever their autoreset mode.
 
         Args:
             envs: a vector environment with as many environments as the buffer has lanes, or a single environment.
+            first_lane: for environments that are some of several: environment i writes lane first_lane + i, and other
+                lanes are others' (threads', or processes' that share the buffer). None: all lanes are written here.
 
         Raises:
             ConfigError: another number of environments.
         """
-        if self._schema is None:
+        if self._schema is None and first_lane is None:
             schema = Schema.from_env(envs)
             with self._building:
                 if self._schema is None and schema.lanes == self._lanes:
                     self._build(schema)
-        return Writer(self, envs)
+        if self._schema is None:
+            raise ConfigError("writer: expected a schema where first_lane is given, got none yet. Give the buffer one.")
+        return Writer(self, envs, first_lane)
 
     def handle(self) -> Handle:
         """What other processes attach to this buffer by: small, picklable. See `relive.attach`.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relive.checks import integer
 from relive.errors import ConfigError, ProtocolError, SchemaError
 from relive.fitting import as_array, conform
 from relive.schema import FLAG, Schema, flatten, leaves, unflatten
@@ -29,16 +30,12 @@ class Writer:
     Observations are copied: environments may reuse their arrays.
     """
 
-    def __init__(self, buffer: ReplayBuffer, envs: Any) -> None:
+    def __init__(self, buffer: ReplayBuffer, envs: Any, first_lane: int | None = None) -> None:
         if not callable(getattr(envs, "step", None)):
             raise ConfigError(f"writer: expected a Gymnasium environment or vector environment, got {envs!r}.")
         self._is_vector = hasattr(envs, "num_envs")
         self._num_envs = envs.num_envs if self._is_vector else 1
-        if self._num_envs != buffer.lanes:
-            raise ConfigError(
-                f"writer: expected {buffer.lanes} environments, one a lane of the buffer, got {self._num_envs}. "
-                f"Make the buffer with lanes={self._num_envs} or Schema.from_env(envs)."
-            )
+        self._lanes = _lanes_of(self._num_envs, buffer.lanes, first_lane)
         assert buffer.schema is not None
         self._buffer = buffer
         self._schema: Schema = buffer.schema
@@ -85,7 +82,7 @@ class Writer:
         """
         if mask is None:
             self._obs = self._leaves(obs)
-            self._buffer.end_episodes()
+            self._end(np.ones(self._num_envs, np.bool_))
             self._ended = np.zeros(self._num_envs, np.bool_)
             self._begins = np.ones(self._num_envs, np.bool_)
             return
@@ -101,7 +98,7 @@ class Writer:
             raise SchemaError(f"mask: expected bool ({self._num_envs},), got {chosen.dtype} {chosen.shape}.")
         for leaf, new in zip(self._obs, self._leaves(obs), strict=True):
             leaf[chosen] = new[chosen]
-        self._buffer.end_episodes(chosen)
+        self._end(chosen)
         self._ended = self._ended & ~chosen
         self._begins = self._begins | chosen
 
@@ -148,7 +145,8 @@ class Writer:
         ended = terminated | truncated
         following = self._with_finals(arrived, ended, info) if self._mode == "SAME_STEP" and ended.any() else arrived
         resets = self._ended if self._mode == "NEXT_STEP" and self._ended.any() else None
-        ids = self._buffer.push(
+        ids = self._buffer._step(
+            self._lanes,
             unflatten(self._schema.obs, iter(self._obs)),
             unflatten(
                 self._schema.action,
@@ -159,7 +157,7 @@ class Writer:
             unflatten(self._schema.obs, iter(following)),
             truncated=truncated,
             mask=None if resets is None else ~resets,
-            **{name: self._lead(value, name) for name, value in extras.items()},  # type: ignore[arg-type]
+            **{name: self._lead(value, name) for name, value in extras.items()},
         )
         self._obs = arrived
         if self._mode == "SAME_STEP":
@@ -168,6 +166,12 @@ class Writer:
             self._begins = np.zeros(self._num_envs, np.bool_) if resets is None else resets
             self._ended = ended if resets is None else ended & ~resets
         return ids if self._is_vector else int(ids[0])
+
+    def _end(self, chosen: NDArray[np.bool_]) -> None:
+        """Truncates the episodes that go on in these environments' lanes."""
+        mask = np.zeros(self._buffer.lanes, np.bool_)
+        mask[self._lanes.start : self._lanes.stop] = chosen
+        self._buffer.end_episodes(mask)
 
     def _lead(self, value: Any, name: str) -> NDArray[Any]:
         """The value with a leading axis, which those of a single environment lack."""
@@ -208,3 +212,20 @@ class Writer:
                 # Gymnasium casts the floats of all other observations to those of the space, but not these.
                 leaf[lane] = conform(final, field, f"final_obs (environment {lane})", lossy=field.itemdtype.kind == "f")
         return following
+
+
+def _lanes_of(num_envs: int, lanes: int, first_lane: int | None) -> range:
+    """The lanes that so many environments write."""
+    if first_lane is None:
+        if num_envs != lanes:
+            raise ConfigError(
+                f"writer: expected {lanes} environments, one a lane of the buffer, got {num_envs}. Make the buffer with "
+                f"lanes={num_envs} or Schema.from_env(envs), or say which lanes these are by first_lane."
+            )
+        return range(lanes)
+    first = integer("writer", "first_lane", first_lane, 0, lanes - 1)
+    if first + num_envs > lanes:
+        raise ConfigError(
+            f"writer: expected environments for lanes {first} to {lanes - 1}, {lanes - first} at most, got {num_envs}."
+        )
+    return range(first, first + num_envs)

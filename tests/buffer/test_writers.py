@@ -367,3 +367,35 @@ def test_environments_reset_one_after_the_other_all_begin():
         obs, _ = envs.reset(options={"reset_mask": mask.copy()})
         writer.reset(obs, mask=mask)
     assert writer.begins.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_writers_of_some_lanes_each_store_their_own(mode):
+    """Two and one environments, each with a writer of its own lanes: the buffer holds what one writer of all would."""
+    parts = [range(2), range(2, 3)]
+    envs = [SyncVectorEnv([lambda i=i: Scripted(i, LENGTHS[i]) for i in part], autoreset_mode=mode) for part in parts]
+    schema = relive.Schema.from_env(Scripted(0, [1]))
+    buffer = relive.ReplayBuffer(300, schema, lanes=3, view=relive.Transitions(1, View().gamma), seed=0)
+    for part, some in zip(parts, envs, strict=True):
+        ids = play(some, buffer.writer(some, first_lane=part.start), 40, mode)
+        stored = [identity for step in ids for identity in step if identity >= 0]
+        assert {identity % 3 for identity in stored} == set(part)
+    assert_same(buffer, truth([env.notes for some in envs for env in some.envs], 300), View())
+    late = buffer.writer(envs[1], first_lane=2)
+    late.reset(envs[1].reset()[0])  # ends what went on in its own lane, and in no other
+    newest = [max(identity for identity in buffer.ids if identity % 3 == lane) for lane in range(3)]
+    before = [bool(env.notes[-1]["truncated"]) for env in envs[0].envs]
+    assert buffer.get(newest).truncated[:2].tolist() == before
+
+
+@pytest.mark.parametrize(
+    ("first_lane", "words"),
+    [(2, "expected environments for lanes 2 to 2, 1 at most, got 2"), (3, "in \\[0, 2\\]"), (-1, "in"), ("1", "in")],
+)
+def test_lanes_that_are_not_there_are_refused(first_lane, words):
+    envs = SyncVectorEnv([lambda i=i: Scripted(i, [2]) for i in range(2)])
+    buffer = relive.ReplayBuffer(300, relive.Schema.from_env(Scripted(0, [1])), lanes=3)
+    with pytest.raises(relive.ConfigError, match=words):
+        buffer.writer(envs, first_lane=first_lane)
+    with pytest.raises(relive.ConfigError, match="Give the buffer one"):
+        relive.ReplayBuffer(300, lanes=3).writer(envs, first_lane=0)
