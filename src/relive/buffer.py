@@ -497,7 +497,7 @@ class ReplayBuffer:
             with self._building:
                 if self._schema is None and schema.lanes == self._lanes:
                     self._build(schema)
-        if self._schema is None:
+        if self._schema is None and first_lane is not None:
             raise ConfigError("writer: expected a schema where first_lane is given, got none yet. Give the buffer one.")
         return Writer(self, envs, first_lane)
 
