@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,6 @@ pytest.importorskip("ray")
 from relive.share.ray import RayReplay, ReplayStats
 
 SOON = 120.0  # seconds; a bound for what hangs, no measure of speed
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head and two more nodes; a test may take one away, and adds another."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-        from ray.cluster_utils import Cluster
-
-        node = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
-        soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
-        whole = Cluster(initialize_head=True, head_node_args={**node, "_system_config": soon})
-        for _ in range(2):
-            whole.add_node(**{**node, "resources": {"shards": 2}})
-        ray.init(address=whole.address, log_to_driver=False, logging_level="ERROR")
-        yield whole
-        ray.shutdown()
-        whole.shutdown()
 
 
 def made(**options: Any) -> RayReplay:

@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 
 import relive
+from relive import disk
 from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError
+from relive.snapshot import frame
 from relive.train import Progress, resume, train
 from relive.train.actor_log import read_actors
 from relive.train.checkpoint import checkpoint_step
 from relive.train.log import read_metrics
 from relive.train.processes import limiter_for
+from relive.train.rundir import save_config
 from relive.train.schedules import updates_owed
 
 pytest.importorskip("ray")
@@ -157,18 +160,15 @@ def test_a_run_that_was_interrupted_goes_on(local_ray: Any, tmp_path: Path, monk
         resume(run)
 
 
-def test_a_run_that_never_made_a_checkpoint_says_so(local_ray: Any, tmp_path: Path) -> None:
+def test_a_run_that_never_made_a_checkpoint_says_so(tmp_path: Path) -> None:
     """Bug: the directory that shards have for their snapshots taken for a checkpoint, or for a damaged one."""
-    config = replace(TINY, checkpoint_every=2000)
-    stopped: list[int] = []
-
-    def stop(now: Progress) -> None:
-        stopped.append(now.step) or signal.raise_signal(signal.SIGTERM)  # type: ignore[func-returns-value]
-
-    assert train(config, tmp_path / "run", report=stop).status == "interrupted"
-    assert checkpoint_step(tmp_path / "run") is None
+    save_config(tmp_path, TINY)
+    folder = tmp_path / "checkpoint" / "replay"
+    folder.mkdir(parents=True)
+    disk.replace(folder, "shards.json", frame("relive shards", {"note": None}))  # as `RayReplay` begins
+    assert checkpoint_step(tmp_path) is None
     with pytest.raises(ConfigError, match="expected a run with a checkpoint, found none"):
-        resume(tmp_path / "run")
+        resume(tmp_path)
 
 
 def test_an_environment_that_fails_ends_the_run_with_its_words(

@@ -55,14 +55,14 @@ def alike(union: Union) -> dict[int, float]:
 @pytest.mark.parametrize("size", [1, 40])
 def test_uniform_over_all(lengths, size):
     union = Union(lengths, 10, seed=1)
-    assert p_drawn(draw(union, 4_000 // size, size), alike(union)) > ALPHA
+    assert p_drawn(draw(union, 3_000 // size, size), alike(union)) > ALPHA
 
 
 @SHAPES
 @pytest.mark.parametrize("size", [1, 40])
 def test_in_proportion_to_priorities(lengths, size):
     union, p = prioritized(lengths, relive.Prioritized(0.6), seed=2)
-    assert p_drawn(draw(union, 4_000 // size, size), p) > ALPHA
+    assert p_drawn(draw(union, 3_000 // size, size), p) > ALPHA
 
 
 def equally_often(masses, n, sampler, seed, number):
@@ -91,7 +91,7 @@ def test_marginals_reject_other_shares(monkeypatch, twin):
 
 def test_uniform_rows_do_not_know_of_each_other():
     """As of one buffer: any two rows of a batch, and of two batches, whichever shard they are of."""
-    draws = draw(Union([3, 5], 10, seed=4), 3_000, 4)
+    draws = draw(Union([3, 5], 10, seed=4), 1_500, 4)
     for lag in (1, 2, 3):
         assert p_independent(draws[:, :-lag], draws[:, lag:]) > ALPHA
     assert p_independent(*apart(draws)) > ALPHA
@@ -111,7 +111,7 @@ def systematic(masses, n, sampler, seed, number):
 def test_rows_reject_an_order(monkeypatch, twin):
     monkeypatch.setattr("unions.choose", twin)
     union = Union([3, 5], 10, seed=4)
-    draws = draw(union, 3_000, 4)
+    draws = draw(union, 1_500, 4)
     assert p_drawn(draws, alike(union)) > ALPHA  # right as far as that goes
     assert p_independent(draws[:, :-1], draws[:, 1:]) < ALPHA
 
@@ -119,7 +119,7 @@ def test_rows_reject_an_order(monkeypatch, twin):
 def test_counts_of_shards_vary_as_those_of_one_buffer():
     """Uniform rows of a shard of three eighths: binomial."""
     union = Union([3, 5], 10, seed=5)
-    counts = np.bincount((draw(union, 4_000, 4) >> 56 == 1).sum(axis=1), minlength=5)
+    counts = np.bincount((draw(union, 1_500, 4) >> 56 == 1).sum(axis=1), minlength=5)
     assert p_counts(counts, np.array([5**4, 4 * 3 * 5**3, 6 * 9 * 25, 4 * 27 * 5, 81]) / 8**4) > ALPHA
 
 
@@ -138,12 +138,12 @@ def test_shards_do_not_share_a_generator():
     """Two shards alike, a row of each: neither tells of the other."""
     union = Union([8, 8], 10, seed=7, sampler=PLAIN)
     union.update(union.ids, np.ones(16))
-    draws = draw(union, 2_000, 2) & 0xFF
+    draws = draw(union, 1_000, 2) & 0xFF
     assert p_independent(draws[:, 0], draws[:, 1]) > ALPHA
     for number, shard in enumerate(union.shards):  # twin: seeded alike
         union.shards[number] = type(shard)(shard._part.__class__(**{**vars(shard._part), "seed": 0}))
         union.grow(number, 8)
-    draws = draw(union, 2_000, 2) & 0xFF
+    draws = draw(union, 1_000, 2) & 0xFF
     assert p_independent(draws[:, 0], draws[:, 1]) < ALPHA
 
 
@@ -186,7 +186,7 @@ def p_unbiased(union: Union, p: dict[int, float], drawn_with: dict[int, float]) 
     scale = 1 / (len(ids) * q.min())
     values = f_of(ids)
     variance = (values**2 / (len(ids) ** 2 * q)).sum() - values.mean() ** 2
-    batches = [union.sample(1, beta=1.0) for _ in range(4_000)]
+    batches = [union.sample(1, beta=1.0) for _ in range(2_500)]
     return p_mean([batch.weight[0] * scale * f_of(batch.ids)[0] for batch in batches], values.mean(), variance)
 
 
