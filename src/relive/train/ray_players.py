@@ -149,4 +149,4 @@ class Players:
             return f"{type(cause).__name__}: {cause}"
         if isinstance(error, ray.exceptions.GetTimeoutError):
             return f"its answer{where} cannot be fetched"
-        return f"its {'host is gone' if 'node' in str(error).lower() else 'process is gone'}{where}"
+        return f"its {'host is gone' if 'its node has died' in str(error) else 'process is gone'}{where}"
