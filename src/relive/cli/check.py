@@ -71,8 +71,19 @@ def _check_run(path: Path) -> Report:
     except SnapshotError as error:
         finding = Finding(whole.rule, "error", 1, None, str(error))
         return Report(f"{path}: checkpoint of a run", 0, (whole,), (finding,))
-    report = check_path(path / CHECKPOINT / REPLAY)
-    return replace(report, checks=(whole, *report.checks))
+    replay = path / CHECKPOINT / REPLAY
+    if config.ray is None:
+        report = check_path(replay)
+        return replace(report, checks=(whole, *report.checks))
+    # Each shard is a snapshot, and an episode lies in one of them.
+    reports = [check_path(replay / f"shard-{shard:03d}") for shard in range(config.shards)]
+    return Report(
+        f"{path}: checkpoint of a run, {config.shards} shards",
+        sum(one.num_transitions for one in reports),
+        (whole, *reports[0].checks),
+        tuple(finding for one in reports for finding in one.findings),
+        tuple(dict.fromkeys(note for one in reports for note in one.notes)),
+    )
 
 
 def _prove(options: Options) -> int:

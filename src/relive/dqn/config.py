@@ -138,8 +138,8 @@ class TrainConfig:
     publish_every: int = 32
     """Updates between two times that the actors are given the newest weights (actors)."""
     ray: str | None = None
-    """Act and keep transitions on the hosts of a Ray: its HOST:PORT, auto for the one that runs here, local for one of
-    this run's own. None: no Ray, actors are processes of this host. Checkpoints then need a directory all hosts see."""
+    """Act and keep transitions on the hosts of a Ray: its HOST:PORT, auto for the one that runs here, local for a new
+    one. Its hosts must share the run's directory if there are checkpoints. None: actors are processes of this host."""
     shards: int = 1
     """Parts of the buffer, each in a process on one of Ray's hosts (ray)."""
     stack: int = 1

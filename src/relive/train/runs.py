@@ -30,7 +30,8 @@ def train(
 
     On the CPU the run is a function of the config: the same seed gives the same metrics (but for wall times) and the
     same weights. Not so with `config.actors`, whose steps come in an order of their own; they are processes that
-    import the calling script, which needs `if __name__ == "__main__":` around what it does.
+    import the calling script, which needs `if __name__ == "__main__":` around what it does. With `config.ray` they and
+    the parts of the buffer live on the hosts of a Ray, which have to have relive installed.
 
     SIGINT and SIGTERM end the run between two steps, with everything written. With `checkpoint_every` a run that was
     interrupted or killed goes on by `resume`.
@@ -47,6 +48,7 @@ def train(
     Raises:
         ConfigError: `run_dir` is not empty, no such environment, or settings that it does not allow.
         ChildProcessError: an actor dies again and again before its first step.
+        ShardError: no shard of the buffer answers in time (ray).
     """
     # First what may be refused, then the directory: a refused run leaves none behind.
     with stage(config) as (envs, stop), closing(Trainer(config, envs, run_dir, stop, report)) as trainer:
@@ -62,7 +64,8 @@ def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
 
     On the CPU, with the same versions, it ends bit for bit as it would have: the same weights, metrics (but for wall
     times) and buffer. What came after the checkpoint is dropped and done again. A run with actors goes on from the same
-    agent, loop and buffer, but not bit for bit: its actors begin new episodes, with other seeds.
+    agent, loop and buffer, but not bit for bit: its actors begin new episodes, with other seeds. One on a Ray connects
+    to the same address, or starts one of its own again.
 
     Args:
         run_dir: a run made with `checkpoint_every` that was interrupted or killed.
