@@ -120,7 +120,7 @@ def test_a_run_learns_and_leaves_the_same_kind_of_run(local_ray: Any, tmp_path: 
 
 def test_initial_priorities_are_those_that_actors_gave(local_ray: Any, tmp_path: Path) -> None:
     """Bug: |delta| that is computed and lost on the way, so that all begin with the largest priority."""
-    config = replace(PRIORITIZED, steps=400, learning_starts=400, checkpoint_every=400, eval_every=400)
+    config = replace(PRIORITIZED, actors=1, steps=400, learning_starts=400, checkpoint_every=400, eval_every=400)
     train(config, tmp_path / "run")
     for shard in (0, 1):
         buffer = relive.load(tmp_path / "run" / "checkpoint" / "replay" / f"shard-{shard:03d}")
@@ -131,7 +131,7 @@ def test_initial_priorities_are_those_that_actors_gave(local_ray: Any, tmp_path:
 def test_a_run_that_was_interrupted_goes_on(local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: counters that a resumed run forgets, shards that begin empty, a checkpoint that is not found."""
     monkeypatch.setattr("relive.train.loop.REPORT_SECONDS", 0.0)
-    config = replace(TINY, stack=2, checkpoint_every=500, replay_ratio=0.1)
+    config = replace(TINY, actors=1, stack=2, checkpoint_every=500, replay_ratio=0.1)
     run = tmp_path / "run"
 
     def stop(now: Progress) -> None:
@@ -153,7 +153,7 @@ def test_a_run_that_was_interrupted_goes_on(local_ray: Any, tmp_path: Path, monk
     assert result.updates == updates_owed(config, 2000)
     metrics, actors = read_metrics(run), read_actors(run)
     assert (np.diff(metrics["step"]) > 0).all() and metrics["step"][-1] == 2000
-    assert metrics["step"].tolist() == actors["step"][::2].tolist()
+    assert metrics["step"].tolist() == actors["step"].tolist()
     assert result.shards is not None and sum(result.shards.transitions) >= 2000 and result.shards.lost == 0
     assert all_gone()
     with pytest.raises(ConfigError, match="got one that is finished"):
