@@ -80,7 +80,9 @@ def shard_rows(run: Path, shard: int, lane: int) -> relive.Batch:
     return buffer.reader(view=relive.Transitions(), sampler=relive.Uniform()).get(ids)
 
 
-def test_a_run_learns_and_leaves_the_same_kind_of_run(local_ray: Any, tmp_path: Path) -> None:
+def test_a_run_learns_and_leaves_the_same_kind_of_run(
+    local_ray: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Bug: a lane that nobody writes, rows that do not chain, a file or column missing, actors that stay behind."""
     notes: list[str] = []
     run = tmp_path / "run"
@@ -116,6 +118,13 @@ def test_a_run_learns_and_leaves_the_same_kind_of_run(local_ray: Any, tmp_path: 
             assert (same == ~over[:-1]).all()
         buffer = relive.load(run / "checkpoint" / "replay" / f"shard-{shard:03d}")
         assert isinstance(buffer.sampler, relive.Prioritized)
+
+    assert main(["check", str(run)]) == 0
+    assert "continuity (shard 1)" in capsys.readouterr().out
+    damaged = next((run / "checkpoint" / "replay" / "shard-001").glob("*-records.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1\1")
+    assert main(["check", str(run)]) == 1
+    assert "error    checksums (shard 1)" in capsys.readouterr().out
 
 
 def test_initial_priorities_are_those_that_actors_gave(local_ray: Any, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from relive.audit import Check, Finding, Report, check_path
 from relive.cli.options import parse
 from relive.errors import ConfigError, SnapshotError
 from relive.interop.files import ReadFormat
+
+CheckOrFinding = TypeVar("CheckOrFinding", Check, Finding)
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,14 @@ def _check_run(path: Path) -> Report:
     return Report(
         f"{path}: checkpoint of a run, {config.shards} shards",
         sum(one.num_transitions for one in reports),
-        (whole, *reports[0].checks),
-        tuple(finding for one in reports for finding in one.findings),
+        (whole, *(_of_shard(check, shard) for shard, one in enumerate(reports) for check in one.checks)),
+        tuple(_of_shard(finding, shard) for shard, one in enumerate(reports) for finding in one.findings),
         tuple(dict.fromkeys(note for one in reports for note in one.notes)),
     )
+
+
+def _of_shard(one: CheckOrFinding, shard: int) -> CheckOrFinding:
+    return replace(one, rule=f"{one.rule} (shard {shard})")
 
 
 def _prove(options: Options) -> int:

@@ -59,7 +59,7 @@ def connect(address: str) -> Leave:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(f"ray: expected a Ray at {address}, got none ({_first_line(error)}). {_remedy()}") from error
     finally:
-        if main:
+        if main and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place, which would end us in the midst
     return _leave
 
