@@ -544,6 +544,15 @@ class ReplayBuffer:
         return self._reading.epochs if self._schema is not None else 0
 
     @property
+    def owner_alive(self) -> bool:
+        """Whether the process that made this buffer lives, and still has it: what actors ask to know when to end.
+
+        Always True for a buffer that is no other process's.
+        """
+        segment = self._engine.segment if self._schema is not None else None
+        return segment is None or segment.owner_alive
+
+    @property
     def num_pushed(self) -> int:
         """Transitions that were ever pushed, in all lanes, by all processes. Takes no lock; cost: O(lanes)."""
         return self._core.num_pushed if self._schema is not None else 0

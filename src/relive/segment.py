@@ -299,7 +299,8 @@ def _taken(path: Path) -> ConfigError:
     if free:
         return ConfigError(
             f"{path}: expected a new name, there is a stale segment of {who}, which ended without removing it. Remove "
-            "the file, or take another name."
+            "the file once its children have ended too (not before: what watches over them removes the name, whoever "
+            "has it by then), or take another name."
         )
     return ConfigError(f"{path}: expected a new name, got that of a segment in use by {who}. Take another name.")
 
