@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -173,3 +174,24 @@ def test_a_killed_learner_leaves_no_actor_on_the_cluster(cluster: Any, tmp_path:
     finally:
         process.kill()
         process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs_is_replaced(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a run that waits for ever for an answer that will never come, its rate limiter for transitions under way."""
+    monkeypatch.setattr("relive.train.ray_players.SILENCE", 20.0)
+    stopped: list[int] = []
+
+    def strike() -> None:
+        stopped.append(of_class("Player")[0]["Pid"])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    config = replace(LONG, shards=1, actors=2, checkpoint_every=None)
+    try:
+        result, notes, steps = run_until(config, tmp_path / "run", strike, 600, lambda notes: bool(notes))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped[0], signal.SIGKILL)
+    went_on(result, config, steps)
+    assert result.restarts == 1
+    assert notes[0].split(" ", 2)[2] == "died (no answer for 20 s) and was replaced; restarts: 1"
