@@ -26,7 +26,7 @@ from relive.train.actor import stride
 from relive.train.actor_log import read_actors
 from relive.train.checkpoint import checkpoint_step, load_checkpoint
 from relive.train.log import read_metrics
-from relive.train.processes import limiter_for
+from relive.train.processes import _how_it_ended, limiter_for
 from relive.train.prove import prove_resume
 from relive.train.rundir import save_config
 from relive.train.schedules import updates_owed
@@ -166,6 +166,15 @@ def test_a_killed_actor_is_replaced_and_counted_and_the_run_resumes(
         over = rows.terminated | rows.truncated
         assert 0 < len(rows.reward) <= 600
         assert (rows.obs[:, 0] == np.where(np.roll(over, 1), 0, np.roll(rows.next_obs[:, 0], 1)))[1:].all()
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "how"),
+    [(-9, "", "by SIGKILL"), (-40, "", "by signal 40"), (3, "", "exit code 3"), (1, "ValueError: no", "ValueError: no")],
+)
+def test_how_an_actor_ended_in_words(code: int, words: str, how: str) -> None:
+    """Bug: a learner that dies of the name of a real-time signal, which has none."""
+    assert _how_it_ended(code, words) == how
 
 
 def test_an_actor_that_cannot_play_ends_the_run_with_its_words(

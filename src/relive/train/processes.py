@@ -224,5 +224,8 @@ def _how_it_ended(code: int | None, words: str) -> str:
     if words:
         return words
     if code is not None and code < 0:
-        return f"by {signal.Signals(-code).name}"
+        try:
+            return f"by {signal.Signals(-code).name}"
+        except ValueError:  # most real-time signals have no name
+            return f"by signal {-code}"
     return f"exit code {code}"
