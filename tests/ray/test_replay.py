@@ -219,6 +219,21 @@ def test_priorities_are_sent_without_waiting():
         assert (stats.updated, stats.skipped, stats.sampled) == (800, 0, 800)
 
 
+def test_priorities_bring_back_what_no_draw_could_take():
+    """They go with the next draw; where all masses are 0 there is none."""
+    with made(sampler=relive.Prioritized(1.0, 0.0), in_flight=2) as replay:
+        fill(replay, 0, 3)
+        replay.flush()
+        ids = replay.sample(1).ids
+        ids = ids - (rename(ids, 2, 4) // 4 * 2) + np.arange(0, 6, 2)  # of all three
+        assert replay.update_priorities(ids, np.zeros(3)) == 3
+        with pytest.raises(NotEnoughDataError, match="0 valid ids"):
+            for _ in range(20):
+                replay.sample(4)
+        assert replay.update_priorities(ids, np.ones(3)) == 3
+        assert set(replay.sample(4).ids.tolist()) <= set(ids.tolist())
+
+
 def test_ids_of_an_earlier_life_are_skipped():
     with made(sampler=relive.Prioritized()) as replay:
         fill(replay, 0, 5)

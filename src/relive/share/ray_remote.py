@@ -158,8 +158,12 @@ def gather(asked: Sequence[tuple[Remote, Pending]], seconds: float) -> list[Any]
 
 
 def refresh(remotes: Sequence[Remote], seconds: float) -> None:
-    """Asks all that are there how they are, and waits."""
-    asked = [(remote, remote.call("hello")) for remote in remotes if remote.up]
+    """Asks all that are there how they are, after new priorities that wait for a draw, and waits."""
+    asked = [
+        (remote, remote.call("update", remote.take_updates()) if remote.updates else remote.call("hello"))
+        for remote in remotes
+        if remote.up
+    ]
     for (remote, pending), state in zip(asked, gather(asked, seconds), strict=True):
         if state is not None:
             remote.heard(pending, state)
