@@ -19,6 +19,7 @@ def local_ray() -> Iterator[Any]:
         import ray
 
         ray.init(
+            address="local",  # not one that somebody else has here
             num_cpus=4,
             include_dashboard=False,
             object_store_memory=256 << 20,

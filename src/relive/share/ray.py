@@ -28,7 +28,7 @@ from relive.samplers import BuiltIn, Prioritized, Uniform
 from relive.schema import Schema
 from relive.share.ray_client import Client, ClientStats, Target
 from relive.share.ray_draws import Assembler, Draws
-from relive.share.ray_remote import Pending, Remote, gather, ray, refresh, wait_for
+from relive.share.ray_remote import Connection, Pending, Remote, gather, ray, refresh, wait_for
 from relive.share.ray_shard import Part, Shard
 from relive.share.ray_union import FORMAT, LIVES, MANIFEST, MAX_SHARDS, parts_of, read_card, read_note
 from relive.snapshot import check_note, frame
@@ -177,6 +177,7 @@ class RayReplay:
         directory = None if snapshots is None else as_path("snapshots", snapshots).absolute()
         if not ray.is_initialized():
             raise ConfigError("RayReplay: expected Ray to be connected, it is not. Call ray.init() first.")
+        self._connection = Connection()
         parts = self._divide(num_shards, directory, every, _source)
         self._remotes = _start(parts, dict(options or {}), max(self._timeout, _STARTING))
         handles = tuple(remote.handle for remote in self._remotes)
@@ -423,7 +424,8 @@ class RayReplay:
         """Ends the shards; what was not saved is gone. Closing again does nothing."""
         if not self._closed:
             self._closed = True
-            _end(self._remotes)
+            if self._connection.holds:
+                _end(self._remotes)
 
     def __enter__(self) -> Self:
         return self
@@ -558,6 +560,7 @@ class RayReplay:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("RayReplay: expected it to be open, it was closed.")
+        self._connection.check("RayReplay")
 
 
 def _check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn]:
@@ -618,9 +621,8 @@ def _start(parts: list[Part], options: dict[str, Any], timeout: float) -> list[R
 
 
 def _end(remotes: list[Remote]) -> None:
-    if ray.is_initialized():
-        for remote in remotes:
-            ray.kill(remote.handle, no_restart=True)
+    for remote in remotes:
+        ray.kill(remote.handle, no_restart=True)
 
 
 def _stats(remote: Remote, about: Mapping[str, Any]) -> ShardStats:

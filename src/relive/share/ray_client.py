@@ -20,7 +20,7 @@ from relive.fitting import as_array
 from relive.samplers import BuiltIn
 from relive.schema import Schema
 from relive.share.ray_blocks import Block, pack
-from relive.share.ray_remote import ray
+from relive.share.ray_remote import Connection, ray
 from relive.views import Sequences, View
 
 Values = list[NDArray[Any]]
@@ -93,6 +93,7 @@ class Client:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._connection = Connection()
         self._writer = secrets.randbits(63)
         self._routes = [_Route(handle) for handle in target.handles]
         self._kept = self._pushed = self._stored = self._lost = 0
@@ -186,7 +187,11 @@ class Client:
 
         Args:
             wait: until shards said that they have it, or that takes too long.
+
+        Raises:
+            ShardError: the connection to Ray is gone.
         """
+        self._connection.check("Client")
         for route in self._routes:
             if route.kept:
                 self._send(route)
@@ -197,13 +202,21 @@ class Client:
 
     def stats(self) -> ClientStats:
         """What became of what was pushed, as far as is known."""
-        for route in self._routes:
+        for route in self._routes if self._connection.holds else ():
             self._reap(route, len(route.sent), time.monotonic())
         waiting = self._pushed - self._stored - self._lost
         return ClientStats(self._pushed, self._stored, self._lost, waiting, self._seconds)
 
     def close(self) -> ClientStats:
-        """Sends what was kept back, waits for answers, tells shards what they missed. Closing again does no harm."""
+        """Sends what was kept back, waits for answers, tells shards what they missed. Closing again does no harm.
+
+        Once the connection to Ray is gone, what no shard said it has is lost.
+        """
+        if not self._connection.holds:
+            for route in self._routes:
+                route.kept, route.sent = {}, deque()
+            self._kept, self._lost = 0, self._pushed - self._stored
+            return self.stats()
         self.flush(wait=True)
         told = [route.handle.skipped.remote(self._writer, route.number) for route in self._routes if route.number]
         ray.wait(told, num_returns=len(told), timeout=self._target.timeout) if told else None

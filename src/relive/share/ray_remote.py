@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from relive.errors import ConfigError
+from relive.errors import ConfigError, ShardError
 from relive.share.ray_shard import State, Updates
 
 try:
@@ -18,7 +18,43 @@ except ImportError as error:
 
 _log = logging.getLogger("relive.share.ray")
 _BETWEEN_PROBES = 0.25  # seconds
-__all__ = ["Pending", "Remote", "gather", "ray", "refresh", "wait_for"]  # ray: once it is known to be there
+__all__ = [
+    "Connection",
+    "Pending",
+    "Remote",
+    "gather",
+    "ray",
+    "refresh",
+    "wait_for",
+]  # ray: once it is known to be there
+
+
+class Connection:
+    """This process' connection to Ray when this was made. Another one cannot reach the shards of that time."""
+
+    def __init__(self) -> None:
+        self._name = _connection()
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is still there. Most of Ray's functions would start a new Ray if not."""
+        return bool(self._name) and _connection() == self._name
+
+    def check(self, what: str) -> None:
+        """Asks for it.
+
+        Raises:
+            ShardError: it is gone.
+        """
+        if not self.holds:
+            raise ShardError(
+                f"{what}: expected the connection to Ray that it began with, it is gone. ray.shutdown() ends all "
+                "shards; close it before."
+            )
+
+
+def _connection() -> str:
+    return str(ray.get_runtime_context().get_worker_id()) if ray.is_initialized() else ""
 
 
 class Pending(NamedTuple):
