@@ -56,6 +56,18 @@ class Broken(Countdown):
 gymnasium.register("relive-tests/Broken-v0", Broken)
 
 
+class BrokenPipe(Countdown):
+    """An environment whose simulator goes away at its third step."""
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        if self.now == 2:
+            raise BrokenPipeError("the simulator's pipe broke")
+        return super().step(action)[0], 0.0, False, False, {}
+
+
+gymnasium.register("relive-tests/BrokenPipe-v0", BrokenPipe)
+
+
 class Grid(Countdown):
     """The same seen as planes of a small grid, as in MinAtar: bool [10, 10, 4]."""
 

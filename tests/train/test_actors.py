@@ -170,20 +170,29 @@ def test_a_killed_actor_is_replaced_and_counted_and_the_run_resumes(
 
 @pytest.mark.parametrize(
     ("code", "words", "how"),
-    [(-9, "", "by SIGKILL"), (-40, "", "by signal 40"), (3, "", "exit code 3"), (1, "ValueError: no", "ValueError: no")],
+    [
+        (-9, "", "by SIGKILL"),
+        (-40, "", "by signal 40"),
+        (3, "", "exit code 3"),
+        (1, "ValueError: no", "ValueError: no"),
+    ],
 )
 def test_how_an_actor_ended_in_words(code: int, words: str, how: str) -> None:
     """Bug: a learner that dies of the name of a real-time signal, which has none."""
     assert _how_it_ended(code, words) == how
 
 
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [("Broken", "RuntimeError: broken"), ("BrokenPipe", "BrokenPipeError: the simulator's pipe broke")],
+)
 def test_an_actor_that_cannot_play_ends_the_run_with_its_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    env: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Bug: processes that are started for ever; an error that names nothing."""
+    """Bug: processes that are started for ever; an error that names nothing, or is taken for the end of the learner."""
     monkeypatch.setattr("relive.train.roster.MOST_DEATHS", 2)
-    config = replace(TINY, env="arena:relive-tests/Broken-v0", actors=1, capacity=2000, num_envs=1)
-    with pytest.raises(ChildProcessError, match=r"actor 0: expected it to play, it died 2 times.*RuntimeError: broken"):
+    config = replace(TINY, env=f"arena:relive-tests/{env}-v0", actors=1, capacity=2000, num_envs=1)
+    with pytest.raises(ChildProcessError, match=f"actor 0: expected it to play, it died 2 times.*{words}"):
         train(config, tmp_path / "run")
     assert capfd.readouterr().err.count("Traceback") == 1
     assert not actor_processes() and not segments()
@@ -323,7 +332,10 @@ def test_a_run_with_actors_is_not_proved_to_resume_bit_for_bit(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--actors", "3"], "capacity: expected a multiple of actors=3 times num_envs=4: 99996 or 100008"),
+        (
+            ["--actors", "3", "--capacity", "100000"],
+            "capacity: expected a multiple of actors=3 times num_envs=4: 99996 or 100008",
+        ),
         (["--actors", "2", "--epsilon-end", "0.1"], "--epsilon-end: expected none with --actors"),
         (["--actors", "2", "--offline", "data"], "offline: expected none with actors"),
         (["--publish-every", "8"], "publish_every: expected 32, its default, without actors"),

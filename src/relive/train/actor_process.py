@@ -88,12 +88,16 @@ def end(lives: Sequence[Life], patience: float) -> None:
         life.process.close()
 
 
+class _LearnerGone(Exception):
+    """The learner has closed the connection, or is gone."""
+
+
 def _main(role: Role, places: Places, connection: Connection) -> None:
     """What the process does: play until the learner closes the connection, or is gone."""
     torch.set_num_threads(1)
     try:
         _play(role, places, connection)
-    except (BrokenPipeError, ConnectionResetError):
+    except _LearnerGone:
         return  # nobody is there any more to be told anything
     except ReplayError as error:
         if not connection.poll():  # else what was refused is that the learner took the memory with it
@@ -112,14 +116,18 @@ def _play(role: Role, places: Places, connection: Connection) -> None:
     gate = places.limiter.gate(buffer)
     with closing(Actor(role, weights, lambda blocks: _store(blocks, buffer, gate, connection))) as actor:
         while not connection.poll():
-            connection.send(actor.advance())
+            report = actor.advance()
+            try:
+                connection.send(report)
+            except (BrokenPipeError, ConnectionResetError):  # of this pipe: an environment's own are its failures
+                raise _LearnerGone from None
 
 
 def _store(blocks: Sequence[Block], buffer: relive.ReplayBuffer, gate: Gate, connection: Connection) -> float:
     """Push blocks once the limiter lets them through; returns the seconds until then."""
     began = time.perf_counter()
     if not gate.insert(sum(map(len, blocks)), stop=connection.poll):
-        raise BrokenPipeError
+        raise _LearnerGone
     waited = time.perf_counter() - began
     for block in blocks:
         buffer.extend(
