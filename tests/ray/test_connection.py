@@ -24,7 +24,7 @@ def test_after_ray_was_shut_down_nothing_starts_another(local_ray):
         local_ray.shutdown()
         for call in (
             *(lambda: replay.sample(3), lambda: len(replay), replay.stats, replay.flush, replay.client),
-            *(lambda: replay.save("nowhere"), replay.end_episodes, client.flush, lambda: client.end_episodes([0])),
+            *(lambda: replay.save("nowhere"), replay.end_episodes, client.flush, client.end_episodes),
         ):
             with pytest.raises(ShardError, match=r"connection to Ray .* is gone"):
                 call()

@@ -81,7 +81,7 @@ def test_rows_are_those_of_the_model(kind, view, lanes):
                     replay.push(**{name: row[name] for name in values}, **own, lane=lane)
             if turn % 4 == 3:
                 model.end_episodes([True, *[False] * (lanes - 1)])
-                replay.end_episodes([0])
+                replay.end_episodes(np.arange(lanes) == 0)
             check(replay, model, view, 25)
         assert replay.flush().stored == sum(model.pushed)
         assert len(replay) == len(model)
@@ -302,6 +302,22 @@ def test_a_client_is_pickled_and_the_replay_is_not_and_closing_ends_it():
         for call in (lambda: replay.sample(1), lambda: len(replay), replay.stats, replay.client):
             with pytest.raises(ConfigError, match="closed"):
                 call()
+
+
+def test_episodes_are_ended_by_a_mask_as_of_one_buffer():
+    with made() as replay:
+        for lane in range(4):
+            fill(replay, lane, 2)
+        for wrong in ([0, 3], np.ones(3, bool), [False, True]):
+            with pytest.raises(SchemaError, match=r"mask: expected bool \(4,\)"):
+                replay.end_episodes(wrong)
+        assert not replay.sample(100).truncated.any()
+        replay.end_episodes(np.array([True, False, False, True]))
+        batch = replay.sample(200)
+        assert set(rename(batch.ids[batch.truncated], 2, 4).tolist()) == {4, 7}
+        replay.client().end_episodes()
+        batch = replay.sample(200)
+        assert set(rename(batch.ids[batch.truncated], 2, 4).tolist()) == {4, 5, 6, 7}
 
 
 def test_a_refused_push_keeps_nothing():

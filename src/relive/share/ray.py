@@ -350,10 +350,10 @@ class RayReplay:
             self._send_updates()
             return self._updated() - before
 
-    def end_episodes(self, lanes: Any = None) -> None:
-        """Truncates the episodes that go on in these lanes (None: all), after what was pushed here."""
+    def end_episodes(self, mask: ArrayLike | None = None) -> None:
+        """Truncates the episodes that go on, after what was pushed here; see `Client.end_episodes`."""
         self._check_open()
-        self._own.end_episodes(range(self._lanes) if lanes is None else lanes)
+        self._own.end_episodes(mask)
 
     def save(self, path: str | os.PathLike[str], *, note: Any = None) -> int:
         """Saves every shard to a directory of its own under `path`; to one it was saved to before, only what is new.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,14 +170,23 @@ class Client:
         if self._kept >= target.batch:
             self.flush()
 
-    def end_episodes(self, lanes: Iterable[int]) -> None:
-        """Truncates the episodes that go on in these lanes, after all that was pushed; see `ReplayBuffer.end_episodes`.
+    def end_episodes(self, mask: ArrayLike | None = None) -> None:
+        """Truncates the episodes that go on, after all that was pushed; see `ReplayBuffer.end_episodes`.
 
-        Whoever takes over the lanes of a writer that died begins with it.
+        Whoever takes over the lanes of a writer that died begins with it. How many went on is not known yet when it
+        returns.
+
+        Args:
+            mask: bool [lanes], which lanes; None for all.
+
+        Raises:
+            SchemaError: a mask of another shape or dtype; nothing was sent.
         """
+        chosen = check_mask(mask, self._target.lanes, is_step=True)
         self.flush()
         for shard, route in enumerate(self._routes):
-            own = [check_lane(lane, self._target.lanes) // len(self._routes) for lane in self._of(lanes, shard)]
+            lanes = range(shard, self._target.lanes, len(self._routes))
+            own = [place for place, lane in enumerate(lanes) if chosen is None or chosen[lane]]
             if own:
                 route.sent.append((route.handle.end.remote(own), 0))
 
@@ -227,9 +235,6 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({len(self._routes)} shards, {self._target.lanes} lanes, {self._pushed:,} pushed)"
-
-    def _of(self, lanes: Iterable[int], shard: int) -> list[int]:
-        return [lane for lane in lanes if lane % len(self._routes) == shard]
 
     def _initial(self, priority: ArrayLike | None, count: int, *, many: bool) -> NDArray[np.float64] | None:
         if priority is None:

@@ -89,7 +89,8 @@ class Player:
         torch.set_num_threads(1)
         first = self._role.first_lane
         # Whoever had these lanes before left episodes open.
-        self._client.end_episodes(range(first, first + self._role.config.num_envs))
+        lanes = np.arange(self._role.config.lanes)
+        self._client.end_episodes((lanes >= first) & (lanes < first + self._role.config.num_envs))
         return Actor(self._role, self, self._store)
 
     def _store(self, blocks: Sequence[Block]) -> float:
