@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from relive.cli import main
+from relive.cli import main, train
 from relive.dqn import AgentConfig, TrainConfig, preset
 from relive.train import load_config
 from relive.train.log import RunLog, read_metrics
@@ -457,3 +457,10 @@ def test_nobody_reads_to_the_end(args: list[str]) -> None:
     finally:
         os.close(write)
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("options", [["--actors", "3"], ["--num_envs=3"], ["--actors=3", "--num-envs", "7"]])
+def test_the_default_capacity_is_one_that_the_environments_divide(options):
+    config = train._read(["CartPole-v1", *options]).config
+    assert config.capacity % config.lanes == 0
+    assert 100_000 - config.lanes < config.capacity <= 100_000

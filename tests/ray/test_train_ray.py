@@ -264,10 +264,13 @@ def test_the_limiter_never_holds_all_actors_for_ever(config: TrainConfig) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ray", "local"], "ray: expected none without actors, who have to be some (--actors N), got 'local'"),
+        (["--ray", "local"], "actors: expected at least 1 with ray, got 0"),
         (["--shards", "2"], "shards: expected 1, its default, without --ray"),
         (["--actors", "2", "--shards", "2"], "shards: expected 1, its default, without --ray"),
-        (["--actors", "3", "--ray", "local"], "capacity: expected a multiple of actors=3 times num_envs=4: 99996 or"),
+        (
+            ["--actors", "3", "--ray", "local", "--capacity", "100000"],
+            "capacity: expected a multiple of actors=3 times num_envs=4: 99996 or",
+        ),
         (
             ["--actors", "1", "--ray", "local", "--shards", "5"],
             "shards: expected at most 4: each of the 4 environments",

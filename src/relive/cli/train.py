@@ -1,5 +1,6 @@
 """`relive train ENV`: a run from the preset of the environment, edited by options. `--resume RUN` goes on with one."""
 
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -155,8 +156,18 @@ def _read(args: Sequence[str]) -> Options:
 
 
 def _parse(args: Sequence[str], env: str) -> Options:
-    default = Options(replace(preset(env or "?"), env=tyro.MISSING))
+    default = Options(replace(_fitting(preset(env or "?"), args), env=tyro.MISSING))
     return parse(Options, args, prog="relive train", description=DESCRIPTION, default=default)
+
+
+def _fitting(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """The preset with a capacity that the environments asked for divide; one that is given is taken or refused."""
+    text = " ".join(args).replace("_", "-").replace("=", " ")
+    asked = {name: re.findall(rf"--{name} +(\d{{1,9}})\b", text) for name in ("actors", "num-envs")}
+    actors = int(asked["actors"][-1]) if asked["actors"] else 0
+    num_envs = int(asked["num-envs"][-1]) if asked["num-envs"] else config.num_envs
+    lanes = max(1, actors) * max(1, num_envs)
+    return replace(config, capacity=max(1, config.capacity // lanes) * lanes, num_envs=max(1, num_envs))
 
 
 def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:

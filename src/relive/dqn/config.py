@@ -138,14 +138,14 @@ class TrainConfig:
     publish_every: int = 32
     """Updates between two times that the actors are given the newest weights (actors)."""
     ray: str | None = None
-    """Act and keep transitions on the hosts of a Ray: its HOST:PORT, auto for the one that runs here, local for a new
-    one. Its hosts must share the run's directory if there are checkpoints. None: actors are processes of this host."""
+    """Act and keep transitions on the hosts of a Ray: its HOST:PORT, `auto` for the one here, `local` for a new one.
+    With checkpoints its hosts must share the run's directory. None: actors are processes of this host."""
     shards: int = 1
     """Parts of the buffer, each in a process on one of Ray's hosts (ray)."""
     stack: int = 1
     """Observations stacked into one, assembled by the buffer (frames: 4)."""
     capacity: int = 100_000
-    """Transitions that the buffer holds; a multiple of num_envs (times actors)."""
+    """Transitions that the buffer holds; a multiple of num_envs (times actors), the default is rounded down to one."""
     sampler: SamplerName = "uniform"
     """How batches are drawn: uniformly, by priority |TD error|, or by its rank (Schaul et al. 2016)."""
     priority_alpha: float = 0.6
@@ -244,8 +244,7 @@ class TrainConfig:
             _require(self.offline is None, "offline", without, self.offline)
             self._check_ray()
         else:
-            ok = self.ray is None
-            _require(ok, "ray", "none without actors, who have to be some (--actors N)", self.ray)
+            _require(self.ray is None, "actors", "at least 1 with ray", self.actors)
             what = f"a multiple of num_envs={self.num_envs}"
         _require(self.capacity % self.lanes == 0, "capacity", what, self.capacity)
 
