@@ -171,8 +171,11 @@ def _or_none(call: Callable[[], Any]) -> Any:
         return None
 
 
-def test_a_shard_that_answers_no_more_is_left_out_until_it_does(cluster):
-    """Stopped, as a host that swaps or a network that is cut: everybody waits once, for the time-out."""
+def test_a_shard_that_answers_no_more_is_left_out_until_it_does(cluster, tmp_path):
+    """Stopped, as a host that swaps or a network that is cut: everybody waits once, for the time-out.
+
+    Savers too, who would wait for one that is busy for as long as it takes.
+    """
     with made(timeout=1.5, in_flight=4) as replay:
         writer = replay.client()
         for lane in (0, 1):
@@ -189,6 +192,10 @@ def test_a_shard_that_answers_no_more_is_left_out_until_it_does(cluster):
             writer.flush()
         stats = replay.stats()
         assert [shard.up for shard in stats.shards] == [False, True] and stats.live == 350
+        began = time.monotonic()
+        with pytest.raises(ShardError, match="shard 0 is away"):
+            replay.save(tmp_path / "saved")
+        assert time.monotonic() - began < SOON
         os.kill(pid, signal.SIGCONT)
         back(replay, 0, 0)
         until(lambda: (replay.sample(32).ids >> 56 == 1).any())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -369,7 +370,8 @@ class RayReplay:
             int: bytes written.
 
         Raises:
-            ShardError: a shard is away; what was saved before of it stays.
+            ShardError: a shard is away; what was saved before of it stays. One that still writes is waited for, as
+                long as it answers, an hour at most; one that does not answer for four time-outs at most.
             SnapshotError: the disk is full or broken.
             ConfigError: a snapshot of another replay is there, or a note that JSON cannot hold.
         """
@@ -380,9 +382,10 @@ class RayReplay:
             self._own.flush(wait=True)
             self._send_updates()
         asked = [(remote, remote.aside("save", _place(directory, remote.number))) for remote in self._remotes]
+        self._await_saves(asked)
         written = 0
         for remote, ref in asked:
-            bytes_or_none = wait_for(remote, Pending(ref, 0), _SAVING)
+            bytes_or_none = wait_for(remote, Pending(ref, 0), 0)
             if bytes_or_none is None:
                 raise ShardError(
                     f"save: expected every shard, shard {remote.number} is away. Save again when it is back."
@@ -536,6 +539,17 @@ class RayReplay:
             else:
                 disk.replace(directory, MANIFEST, frame(FORMAT, card))
         return parts
+
+    def _await_saves(self, asked: list[tuple[Remote, Any]]) -> None:
+        """Waits until all is written, or a shard that writes does not answer in time."""
+        until = time.monotonic() + _SAVING
+        while time.monotonic() < until:
+            _, waiting = ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=self._timeout)
+            late = [remote for remote, ref in asked if ref in waiting]
+            with self._turn:
+                refresh(late, self._timeout)
+            if not all(remote.up for remote in late) or not late:
+                return
 
     def _send_updates(self) -> None:
         """New priorities to where they belong, and waits; what is pushed from now on gets the largest, anywhere."""
