@@ -19,7 +19,7 @@ from relive.train import Result, load_config, new_run_dir, resume, train
 from relive.train.actor import in_words
 from relive.train.checkpoint import checkpoint_step, other_versions
 from relive.train.environments import find_spec, make_env
-from relive.train.rundir import CONTENTS, claim_run_dir, lock_run, refuse_finished
+from relive.train.rundir import CHECKPOINT, CONTENTS, claim_run_dir, lock_run, refuse_finished
 from relive.train.summary import headline
 
 DESCRIPTION = (
@@ -172,7 +172,8 @@ def _fitting(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
 
 def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     if result.signal:
-        place = f"update {result.updates:,}" if result.steps == 0 else f"step {result.steps:,}"
+        alone = config.offline is not None and result.steps == 0
+        place = f"update {result.updates:,}" if alone else f"step {result.steps:,}"
         outcome = f"Ended by {result.signal} at {place}; everything up to there is written."
         if (step := checkpoint_step(run_dir)) is not None:
             outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from step {step:,})"
@@ -184,6 +185,8 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     learning = result.seconds - result.eval_seconds
     width = max(map(len, CONTENTS))
     there = {file: what for file, what in CONTENTS.items() if any(run_dir.glob(file))}
+    if checkpoint_step(run_dir) is None:
+        there.pop(CHECKPOINT, None)  # only the beginnings of one
     return "\n".join(
         [
             "",
