@@ -24,6 +24,9 @@ from relive.errors import ConfigError, NotEnoughDataError, SchemaError, Snapshot
 pytest.importorskip("ray")
 from relive.share.ray import RayReplay
 from relive.share.ray_remote import Remote
+from relive.share.ray_union import FORMAT, MANIFEST
+from relive.snapshot import frame, unframe
+from relive.specs import sampler_to_dict
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -401,13 +404,39 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="options"):
         RayReplay.load(tmp_path / "kept", capacity=3)
     (tmp_path / "kept" / "shard-001").rename(tmp_path / "kept" / "gone")
-    with pytest.raises(ConfigError, match="shard 1 to begin"):
+    with pytest.raises(SnapshotError, match="shard 1 to begin"):
         RayReplay.load(tmp_path / "kept")
     data = (tmp_path / "kept" / "shards.json").read_text()
     (tmp_path / "kept" / "shards.json").write_text(data.replace("40", "48"))
     with pytest.raises(SnapshotError, match="damaged"):
         RayReplay.load(tmp_path / "kept")
     assert json.loads(data.partition('content":')[2][:-2])["capacity"] == 40
+
+
+def test_a_manifest_that_does_not_fit_its_shards_is_no_snapshot(tmp_path):
+    with made() as replay:
+        fill(replay, 0, 3)
+        replay.save(tmp_path)
+    card = unframe(tmp_path / MANIFEST, FORMAT)
+    for wrong, words in (
+        ({"shards": 1}, "expected shard 0"),
+        ({"shards": 5}, "shards"),
+        ({"lanes": 3}, "multiple"),
+        ({"seed": -1}, "seed"),
+        ({"sampler": sampler_to_dict(relive.Shuffled())}, "epochs"),
+    ):
+        (tmp_path / MANIFEST).write_bytes(frame(FORMAT, {**card, **wrong}))
+        with pytest.raises(SnapshotError, match=words):
+            RayReplay.load(tmp_path)
+
+
+def test_a_file_is_no_place_for_snapshots(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(ConfigError, match="snapshots: expected a directory"):
+            made(snapshots=tmp_path / place)
+    with made() as replay, pytest.raises(ConfigError, match="save: expected a directory"):
+        replay.save(tmp_path / "file")
 
 
 # What makes no sense.
@@ -428,6 +457,7 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
         "schema": ({"schema": None}, "schema"),
         "in_flight": ({"in_flight": -1}, "in_flight"),
         "options": ({"options": {"cpus": 1}}, "options"),
+        "restarts": ({"options": {"max_restarts": 0}}, "max_restarts"),
         "view": ({"view": 3}, "view"),
     }.values(),
 )

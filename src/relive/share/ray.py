@@ -41,6 +41,8 @@ __all__ = ["Client", "ClientStats", "RayReplay", "ReplayStats", "ShardStats"]
 
 _UPDATES = 64  # batches of new priorities that wait for a draw to go with
 _SAVING = 3600.0  # seconds
+# Options of every actor.
+_FIXED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "concurrency_groups": {"aside": 1}}
 _STARTING = 60.0  # seconds at least, in which processes are to start
 
 
@@ -135,7 +137,7 @@ class RayReplay:
         batch: transitions that a writer keeps back at most before it sends them.
         timeout: seconds to wait for any shard.
         options: for each shard's actor, as Ray takes them (`num_cpus`, `resources`, `memory`, ...). By default they
-            ask for no CPU and are spread over the nodes.
+            ask for no CPU and are spread over the nodes. How they restart is not to be chosen.
 
     Raises:
         ConfigError: a value or combination that makes no sense; no Ray; snapshots of another replay.
@@ -169,12 +171,17 @@ class RayReplay:
             )
         self._schema = schema
         self._capacity, self._lanes = divide(capacity, lanes, schema)
-        num_shards = integer("RayReplay", "shards", shards, 1, min(MAX_SHARDS, self._lanes))
+        num_shards = _check_shards(shards, self._lanes)
         self._in_flight = integer("RayReplay", "in_flight", in_flight, 0, 1024)
         self._timeout = number("RayReplay", "timeout", timeout, 0.1, 1e6)
         every = number("RayReplay", "snapshot_every", snapshot_every, 0.05, 1e9)
         batch = integer("RayReplay", "batch", batch, 1, 2**31)
         self._seed = check_seed(secrets.randbits(64) if seed is None else seed)
+        fixed = sorted(_FIXED.keys() & dict(options or {}).keys())
+        if fixed:
+            raise ConfigError(
+                f"options: expected none of {sorted(_FIXED)}, got {fixed}. Shards restart as they have to."
+            )
         directory = None if snapshots is None else as_path("snapshots", snapshots).absolute()
         if not ray.is_initialized():
             raise ConfigError("RayReplay: expected Ray to be connected, it is not. Call ray.init() first.")
@@ -223,7 +230,10 @@ class RayReplay:
             axes = {"sampler": sampler_from_dict(card["sampler"]), "view": checked, "seed": card["seed"]}
             shape = {"shards": card["shards"], "lanes": card["lanes"]}
             capacity, schema = card["capacity"], Schema.from_dict(card["schema"])
-        except ConfigError as error:
+            _check_axes(None, axes["sampler"])
+            check_seed(axes["seed"])
+            _check_shards(shape["shards"], divide(capacity, shape["lanes"], schema)[1])
+        except (ConfigError, SchemaError) as error:
             if str(error).startswith("view:"):
                 raise
             raise SnapshotError(f"{directory / MANIFEST}: expected what describes a replay, got {error}") from None
@@ -528,7 +538,12 @@ class RayReplay:
             )
         if directory is not None:
             card = {**self._card(shards), "note": None}
-            disk.make_directory(directory)
+            try:
+                disk.make_directory(directory)
+            except OSError as error:
+                raise ConfigError(
+                    f"snapshots: expected a directory, or a place for one, got {directory} ({error.strerror})."
+                ) from None
             if (directory / MANIFEST).exists():
                 there = read_card(directory)
                 if source != directory or {**there, "note": None} != card:
@@ -600,15 +615,19 @@ def _check_axes(view: Any, sampler: Any) -> tuple[View, BuiltIn]:
     return view, checked
 
 
+def _check_shards(shards: int, lanes: int) -> int:
+    return integer("RayReplay", "shards", shards, 1, min(MAX_SHARDS, lanes))
+
+
 def _start(parts: list[Part], options: dict[str, Any], timeout: float) -> list[Remote]:
     """The shards, once all of them answer.
 
     Raises:
         ConfigError: options that Ray does not take, or a shard that cannot begin as it was told.
+        SnapshotError: a shard that cannot begin with what it was to begin with.
         ShardError: not in time.
     """
-    given = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **options}
-    given |= {"max_restarts": -1, "max_task_retries": 0, "concurrency_groups": {"aside": 1}}
+    given: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **options, **_FIXED}
     remotes: list[Remote] = []
     try:
         try:
@@ -627,7 +646,8 @@ def _start(parts: list[Part], options: dict[str, Any], timeout: float) -> list[R
             about = wait_for(remote, Pending(remote.aside("about"), 0), timeout)
             if about is None or about["problem"]:
                 reason = about["problem"] if about else "It went away."
-                raise ConfigError(f"RayReplay: expected shard {remote.number} to begin, it cannot. {reason}")
+                kind = ConfigError if parts[remote.number].source is None else SnapshotError
+                raise kind(f"RayReplay: expected shard {remote.number} to begin, it cannot. {reason}")
     except BaseException:
         _end(remotes)
         raise
