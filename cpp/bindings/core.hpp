@@ -146,12 +146,29 @@ class Core {
     locked(lock_, UINT64_MAX, [&] { ring_.clear(); });
   }
 
-  // Around a fork: a child must not inherit a lock whose holder it does not have.
+  // Takes the lock until `release`, for what Python does under it; for forks too.
   void hold() {
-    without_gil([&] { lock_.lock(); });
+    without_gil([&] { lock_.hold(); });
   }
-  void release() { lock_.unlock(); }
-  void renew() { lock_.init(); }
+  void release() { lock_.release(); }
+
+  // In the child of a fork. `shared`: the memory, and so the lock, is the parent's too, and the parent's to release.
+  void set_shared(bool shared) { shared_ = shared; }
+  void after_fork() {
+    lock_.forget_keeper();
+    if (!shared_) lock_.init();
+  }
+
+  // Adds to a number of the board, in one step that no other process sees half of and no death tears; takes no lock.
+  // Only where it was `expected`, if that is given. What it was.
+  int64_t add(uint64_t place, int64_t amount, std::optional<int64_t> expected) {
+    if (place >= kBoardPlaces) throw std::invalid_argument("no such place on the board");
+    std::atomic_ref number(reinterpret_cast<int64_t*>(arena_.at(kBoard))[place]);
+    if (!expected) return number.fetch_add(amount);
+    int64_t was = *expected;
+    number.compare_exchange_strong(was, static_cast<int64_t>(static_cast<uint64_t>(was) + amount));
+    return was;
+  }
 
   uint64_t num_lanes() const { return layout_.spec.lanes; }
 
@@ -387,6 +404,7 @@ class Core {
   BufferLock lock_;
   uint64_t value_bytes_;
   Selector* primary_ = nullptr;
+  bool shared_ = false;
 };
 
 }  // namespace relive

@@ -8,6 +8,7 @@
 #include <numpy/arrayobject.h>
 
 #include "core.hpp"
+#include "holding.hpp"
 #include "reader.hpp"
 
 namespace relive {
@@ -75,9 +76,12 @@ NB_MODULE(_core, module) {
       .def("end_episodes", &Core::end_episodes, nb::arg("mask").none(),
            nb::sig("def end_episodes(self, mask: numpy.typing.NDArray[numpy.bool_] | None) -> int"))
       .def("clear", &Core::clear)
-      .def("hold", &Core::hold)
+      .def("hold", &hold, nb::arg("held") = nb::none(),
+           nb::sig("def hold(self, held: list[Core] | None = None) -> None"))
       .def("release", &Core::release)
-      .def("renew", &Core::renew)
+      .def("set_shared", &Core::set_shared, nb::arg("shared"))
+      .def("add", &Core::add, nb::arg("place"), nb::arg("amount"), nb::arg("expected") = nb::none(),
+           nb::sig("def add(self, place: int, amount: int, expected: int | None = None) -> int"))
       .def("layout", &Core::layout, nb::sig("def layout(self) -> dict[str, typing.Any]"))
       .def("lanes", &Core::lanes, nb::arg("into"), nb::arg("held"),
            nb::sig("def lanes(self, into: numpy.typing.NDArray[numpy.uint64], held: bool) -> None"))
@@ -104,6 +108,10 @@ NB_MODULE(_core, module) {
       .def_prop_ro("num_lanes", &Core::num_lanes)
       .def_prop_ro("num_pushed", &Core::num_pushed)
       .def_prop_ro("live", &Core::live);
+  module.def("hold_all", &hold_all, nb::arg("watched"), nb::arg("held"),
+             nb::sig("def hold_all(watched: list[tuple[int, weakref.ref[Core]]], held: list[Core]) -> None"));
+  module.def("release_all", &release_all, nb::arg("held"), nb::sig("def release_all(held: list[Core]) -> None"));
+  module.def("renew_all", &renew_all, nb::arg("held"), nb::sig("def renew_all(held: list[Core]) -> None"));
   nb::class_<Reader>(module, "Reader")
       .def(nb::init<Core&, nb::handle, uint64_t, nb::dict, uint64_t, bool, Found>(), nb::keep_alive<1, 2>(),
            nb::arg("core"), nb::arg("memory"), nb::arg("offset"), nb::arg("options"), nb::arg("seed"),

@@ -2,6 +2,7 @@
 // one left behind, before anything else.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <stdexcept>
 
@@ -23,6 +24,10 @@ class BufferLock {
   }
 
   void lock() {
+    if (keeper_.load(std::memory_order_relaxed) == this_thread())
+      throw std::runtime_error(
+          "the buffer was called by what interrupted the same thread while it saves, forks or closes, such as a signal "
+          "handler: that would wait for itself for ever");
     const Taken taken = mutex().lock();
     if (taken == Taken::kNo) refuse();
     if (taken == Taken::kAfterDeath)
@@ -51,7 +56,24 @@ class BufferLock {
 
   void unlock() { mutex().unlock(); }
 
+  // The lock for as long as Python runs, signal handlers among it: a second `lock` of this thread throws.
+  void hold() {
+    lock();
+    keeper_.store(this_thread(), std::memory_order_relaxed);
+  }
+  void release() {
+    forget_keeper();
+    unlock();
+  }
+  // In the child of a fork, whose one thread looks like the parent's.
+  void forget_keeper() { keeper_.store(nullptr, std::memory_order_relaxed); }
+
  private:
+  static const void* this_thread() {
+    static thread_local char one_a_thread;
+    return &one_a_thread;
+  }
+
   SharedMutex& mutex() const { return arena_.header().mutex; }
 
   // Both steps may be killed and done again. No exception may leave the lock to somebody else: a process without the
@@ -75,6 +97,7 @@ class BufferLock {
 
   Arena arena_;
   std::unique_ptr<Selector> primary_;
+  std::atomic<const void*> keeper_ = nullptr;  // the thread that holds it by `hold` through this object
 };
 
 }  // namespace relive

@@ -70,8 +70,8 @@ struct Header {
   uint32_t damaged;  // 1: what a process left that was killed could not be repaired
 };
 
-// 64 numbers that belong to whoever holds the lock: what attached processes count together. See buffer.py.
-inline constexpr uint64_t kBoard = 2048;
+// 64 numbers that attached processes count together, each changed in one atomic step; see assembly.py.
+inline constexpr uint64_t kBoard = 2048, kBoardPlaces = 64;
 inline constexpr uint64_t kBoardRecoveries =
     6;  // place of the one number counted here: deaths that were recovered from
 static_assert(sizeof(Header) <= kBoard);

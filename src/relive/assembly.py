@@ -59,8 +59,8 @@ class Engine:
         appender: fits and appends.
         reading: the buffer's own reader.
         saver: saves.
-        board: int64 [64], the same numbers in every process that has the buffer; changed only between `core.hold()` and
-            `core.release()`. 0: attachments so far. 1 to 5: items sampled, nanoseconds inserters and samplers waited,
+        board: int64 [64], the same numbers in every process that has the buffer; changed by `core.add` alone, so that
+            nobody waits. 0: attachments so far. 1 to 5: items sampled, nanoseconds inserters and samplers waited,
             waits of either, see `share.rate_limit`. 6: deaths in the midst of something that were recovered from.
         segment: where it lies, in shared memory.
         attachment: number of this attachment to a shared buffer; 0 for who made it.
@@ -182,22 +182,12 @@ def _shared(
             fill(core, reading)
         engine = _engine(spec, core, core, reading, segment.payload, segment=segment)
         if found is Found.LIVE:
-            engine = replace(engine, attachment=_count_attachment(engine))
+            engine = replace(engine, attachment=core.add(0, 1) + 1)
         weakref.finalize(core, segment.close)
         return engine
     except BaseException:
         segment.close()
         raise
-
-
-def _count_attachment(engine: Engine) -> int:
-    """The number of this attachment: 1, 2, ..."""
-    engine.core.hold()
-    try:
-        engine.board[0] += 1
-        return int(engine.board[0])
-    finally:
-        engine.core.release()
 
 
 def _core(spec: Spec, memory: Any, found: Found) -> Core:

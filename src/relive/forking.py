@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from functools import partial
 
-from relive._core import Core
+from relive._core import Core, hold_all, release_all, renew_all
 
-
-@dataclass(frozen=True)
-class _Watched:
-    shared: bool
-    key: int
-
-
-_cores: weakref.WeakKeyDictionary[Core, _Watched] = weakref.WeakKeyDictionary()
+_watched: list[tuple[int, weakref.ref[Core]]] = []
 _held: list[Core] = []
 
 
@@ -29,7 +21,9 @@ def watch(core: Core, *, shared: bool = False, key: int | None = None) -> None:
         shared: whether children see the same memory, and so the same lock, which stays the parent's to release.
         key: of memory that other processes have too, the same for all cores over it.
     """
-    _cores[core] = _Watched(shared, id(core) if key is None else key)
+    core.set_shared(shared)
+    alive = [entry for entry in _watched if entry[1]() is not None]
+    _watched[:] = [*alive, (id(core) if key is None else key, weakref.ref(core))]
 
 
 class Lock:
@@ -56,27 +50,16 @@ class Lock:
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
-def _hold() -> None:
-    # In the same order in all processes, or two that fork wait for each other; a lock that two cores share once.
-    locks = {watched.key: core for core, watched in _cores.items()}
-    for _, core in sorted(locks.items()):
-        with contextlib.suppress(RuntimeError):  # damaged: nobody gets its lock any more
-            core.hold()
-            _held.append(core)
-
-
-def _release() -> None:
-    while _held:
-        _held.pop().release()
-
-
 def _renew() -> None:
-    while _held:
-        core = _held.pop()
-        if not _cores[core].shared:
-            core.renew()
     for lock in list(_locks):
         lock.renew()
 
 
-os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_renew)
+# Native, all that has to do with locks of buffers: a signal's handler would run in a function of Python's, and what it
+# raises would cut that short.
+os.register_at_fork(
+    before=partial(hold_all, _watched, _held),
+    after_in_parent=partial(release_all, _held),
+    after_in_child=partial(renew_all, _held),
+)
+os.register_at_fork(after_in_child=_renew)

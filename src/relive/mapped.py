@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive import disk
-from relive._core import Core, Found, read_seal, write_seal
+from relive._core import Core, Found, read_seal, release_all, write_seal
 from relive.checks import as_path, integer
 from relive.errors import ConfigError, SnapshotError
 from relive.forking import Lock
@@ -286,16 +286,16 @@ def _close(reference: weakref.ref[Core], memory: mmap.mmap, process: int) -> Non
     if os.getpid() != process:
         return  # a child of a fork ends; the buffer is its parent's
     core = reference()
-    if core is not None:
-        core.hold()  # the process ends, and threads of it may be drawing yet
+    held: list[Core] = []
     try:
+        if core is not None:
+            core.hold(held)  # the process ends, and threads of it may be drawing yet
         with contextlib.suppress(OSError, ValueError):
             memory.flush()
             write_seal(memory, clean=True, boot=this_boot())
             memory.flush(0, mmap.PAGESIZE)
     finally:
-        if core is not None:
-            core.release()
+        release_all(held)
 
 
 def this_boot() -> int:

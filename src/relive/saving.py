@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive import compression as packing
-from relive._core import Core
+from relive._core import Core, release_all
 from relive._core import Reader as Native
 from relive.disk import File, Sink, Workers, locked, make_directory
 from relive.errors import ConfigError, SnapshotError
@@ -113,19 +113,19 @@ class Saver:
         for value in values:
             if value is not None:
                 value[: self._core.live] = 0  # the system gives memory when it is touched: not while others wait
-        with contextlib.ExitStack() as stack:
-            held = False
+        held: list[Core] = []  # who pushes faster than this copies is made to wait, after some rounds
+        try:
             for attempt in range(ROUNDS + 1):
-                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), held)
+                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), bool(held))
                 if cut is not None:
                     break
                 if attempt == ROUNDS:
-                    self._core.hold()
-                    stack.callback(self._core.release)
-                    held = True
-                segments += self._copy(out, done, held)
+                    self._core.hold(held)
+                segments += self._copy(out, done, bool(held))
             else:
-                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), held)
+                cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), bool(held))
+        finally:
+            release_all(held)
         assert cut is not None  # while the lock is held nothing is pushed
         extent, tail_extent, selector = cut
         state = [(int(b), int(h), int(o), int(f)) for b, h, o, f in lanes]

@@ -168,14 +168,16 @@ class Gate:
         Raises:
             RateLimitTimeout: the inserts did not come.
 
-        Cost: takes the buffer's lock once.
+        Cost: two reads of counters and one change where there is nothing to wait for.
         """
         places = _SAMPLE_WAITS, _SAMPLE_NS
         return self._wait(lambda: self._sample_admitted(n), "sample", n, timeout, stop, places)
 
     def go_on_from(self, sampled: int) -> None:
         """Count from here: so many were drawn, in all, of a buffer that was loaded."""
-        self._add({_SAMPLED: sampled - int(self._board[_SAMPLED])})
+        was = int(self._board[_SAMPLED])
+        while (now := self._core.add(_SAMPLED, sampled - was, was)) != was:
+            was = now
 
     def stats(self) -> GateStats:
         """The counters, as they are now."""
@@ -193,15 +195,12 @@ class Gate:
         return self.limiter.may_insert(self._buffer.num_pushed, int(self._board[_SAMPLED]), n)
 
     def _sample_admitted(self, n: int) -> bool:
-        inserted = self._buffer.num_pushed  # before the lock, which it takes itself; it only grows
-        self._core.hold()
-        try:
-            if not self.limiter.may_sample(inserted, int(self._board[_SAMPLED]), n):
+        while True:
+            inserted, sampled = self._buffer.num_pushed, int(self._board[_SAMPLED])
+            if not self.limiter.may_sample(inserted, sampled, n):
                 return False
-            self._board[_SAMPLED] += n
-            return True
-        finally:
-            self._core.release()
+            if self._core.add(_SAMPLED, n, sampled) == sampled:  # or another one was let through meanwhile
+                return True
 
     def _wait(
         self, admitted: Stop, what: str, n: int, timeout: float | None, stop: Stop | None, places: tuple[int, int]
@@ -221,15 +220,8 @@ class Gate:
             return True
         finally:
             waits, nanoseconds = places
-            self._add({waits: 1, nanoseconds: time.monotonic_ns() - began})
-
-    def _add(self, amounts: dict[int, int]) -> None:
-        self._core.hold()
-        try:
-            for place, amount in amounts.items():
-                self._board[place] += amount
-        finally:
-            self._core.release()
+            self._core.add(waits, 1)
+            self._core.add(nanoseconds, time.monotonic_ns() - began)
 
     def _why(self, what: str, n: int, timeout: float) -> str:
         now, limiter = self.stats(), self.limiter
