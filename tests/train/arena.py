@@ -1,5 +1,9 @@
 """An environment whose every episode is known beforehand."""
 
+import ctypes
+import multiprocessing
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -66,6 +70,22 @@ class BrokenPipe(Countdown):
 
 
 gymnasium.register("relive-tests/BrokenPipe-v0", BrokenPipe)
+
+
+class Hanging(Countdown):
+    """An environment that hangs in an actor, says so by a file, and holds the interpreter meanwhile."""
+
+    steps = 0
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps > 400 and multiprocessing.parent_process() is not None:
+            Path(os.environ["HANGS"]).touch()
+            ctypes.PyDLL(None).sleep(1000)  # PyDLL: with the interpreter's lock
+        return super().step(action)
+
+
+gymnasium.register("relive-tests/Hanging-v0", Hanging)
 
 
 class Grid(Countdown):

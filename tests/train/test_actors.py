@@ -24,6 +24,7 @@ from relive.errors import ConfigError
 from relive.train import Progress, resume, train
 from relive.train.actor import stride
 from relive.train.actor_log import read_actors
+from relive.train.actor_process import Life, end
 from relive.train.checkpoint import checkpoint_step, load_checkpoint
 from relive.train.log import read_metrics
 from relive.train.processes import _how_it_ended, limiter_for
@@ -198,15 +199,18 @@ def test_an_actor_that_cannot_play_ends_the_run_with_its_words(
     assert not actor_processes() and not segments()
 
 
-def learner(run: Path, *options: str) -> subprocess.Popen[str]:
-    """`relive train` in a session of its own, once its actors have made steps."""
-    command = [sys.executable, "-m", "relive", "train", "CartPole-v1", "--actors", "1", "--steps", "1000000"]
+def learner(run: Path, *options: str, env: str = "CartPole-v1") -> subprocess.Popen[str]:
+    """`relive train` in a session of its own, once its actors have made steps, or one hangs."""
+    command = [sys.executable, "-m", "relive", "train", env, "--actors", "1", "--steps", "1000000"]
     command += ["--learning-starts", "200", "--threshold", "None", "--stop-return", "None", "--out", str(run), *options]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    hangs = run.with_name("hangs")
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    around = os.environ | {"PYTHONPATH": paths, "HANGS": str(hangs)}
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=around)
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        if (run / "actors.csv").exists() and (read_actors(run)["steps"] > 0).any():
+        if hangs.exists() or ((run / "actors.csv").exists() and (read_actors(run)["steps"] > 0).any()):
             return process
         time.sleep(0.05)
     process.kill()
@@ -260,6 +264,55 @@ def test_a_learner_that_ends_leaves_no_process_and_no_segment(how: str, tmp_path
         if in_session(session):
             os.killpg(session, signal.SIGKILL)
         process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted twice"])
+def test_an_actor_that_hangs_outlives_no_learner(how: str, tmp_path: Path) -> None:
+    """Bug: an actor that lives for ever with its memory; a second Ctrl-C after which the learner waits for it."""
+    process = learner(tmp_path / "run", env="arena:relive-tests/Hanging-v0")
+    session = process.pid
+    try:
+        if how == "killed":
+            process.kill()
+        else:
+            os.killpg(session, signal.SIGINT)
+            time.sleep(0.7)  # by now it waits for the actor
+            os.killpg(session, signal.SIGINT)
+            assert "Traceback" not in process.communicate(timeout=60)[1]
+            assert process.returncode == 128 + signal.SIGINT
+        assert gone(session), in_session(session)
+    finally:
+        if in_session(session):
+            os.killpg(session, signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+class Hesitant:
+    """A process, to be ended, whose end somebody does not want to wait for."""
+
+    def __init__(self) -> None:
+        self.killed = self.joined = 0
+
+    def join(self, timeout: float | None = None) -> None:
+        self.joined += 1
+        if not self.killed:
+            raise KeyboardInterrupt
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    def close(self) -> None:
+        """As a connection."""
+
+
+def test_who_does_not_wait_for_actors_to_end_has_them_killed() -> None:
+    """Bug: an interrupt that leaves actors alive, which the interpreter then waits for."""
+    actors = [Hesitant(), Hesitant()]
+    lives = {number: Life(actor, actor) for number, actor in enumerate(actors)}  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        end(lives, 60.0)
+    assert not lives
+    assert [(actor.killed, actor.joined) for actor in actors] == [(1, 2), (1, 1)]
 
 
 _FORGETFUL = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -22,6 +24,8 @@ from relive.shared import Handle
 from relive.train.actor import Actor, Block, Role
 
 _CONTEXT = multiprocessing.get_context("spawn")
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,24 @@ def begin(role: Role, places: Places) -> Life:
     return Life(process, ours)
 
 
-def end(lives: Sequence[Life], patience: float) -> None:
-    """Have actors end, kill those that have not after so many seconds, and wait for all."""
-    for life in lives:
-        life.connection.close()
-    until = time.monotonic() + patience
-    for life in lives:
-        life.process.join(max(0.0, until - time.monotonic()))
-    for life in lives:
-        if life.process.is_alive():
-            life.process.kill()
-    for life in lives:
-        life.process.join()
-        life.process.close()
+def end(lives: dict[int, Life], patience: float) -> None:
+    """Have actors end, kill those that have not after so many seconds, and wait for all.
+
+    Who cannot wait for that (a second Ctrl-C) has them killed at once. Whatever interrupts, this may be called again
+    until `lives` is empty.
+    """
+    try:
+        for life in lives.values():
+            life.connection.close()
+        until = time.monotonic() + patience
+        for life in lives.values():
+            life.process.join(max(0.0, until - time.monotonic()))
+    finally:
+        for life in lives.values():
+            life.process.kill()  # of one that has ended this does nothing
+        for life in lives.values():
+            life.process.join()
+        lives.clear()  # and not closed one by one: what was interrupted in between could not be begun again
 
 
 class _LearnerGone(Exception):
@@ -94,6 +103,7 @@ class _LearnerGone(Exception):
 
 def _main(role: Role, places: Places, connection: Connection) -> None:
     """What the process does: play until the learner closes the connection, or is gone."""
+    _die_with_the_learner()
     torch.set_num_threads(1)
     try:
         _play(role, places, connection)
@@ -146,3 +156,14 @@ def _store(blocks: Sequence[Block], buffer: relive.ReplayBuffer, gate: Gate, con
 def _tell(connection: Connection, failure: Failure) -> None:
     with suppress(OSError):
         connection.send(failure)
+
+
+def _die_with_the_learner() -> None:
+    """Have the system kill this process when the learner is gone, as an environment that hangs never looks.
+
+    The system means the thread of the learner that began this process; it lasts as long as the training.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    learner = multiprocessing.parent_process()
+    if learner is not None and os.getppid() != learner.pid:  # it was gone before
+        os._exit(1)

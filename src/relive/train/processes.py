@@ -86,7 +86,8 @@ class Processes:
         self._places = Places(self._buffer.handle(), self._weights.handle(), limiter)
         self._lives: dict[int, Life] = {}  # actor -> its process
         # Also for who never closes: the interpreter would wait for ever for actors that play on.
-        self._end = weakref.finalize(self, _end_all, self._lives, os.getpid())
+        self._learner = os.getpid()
+        weakref.finalize(self, _end_all, self._lives, self._learner)
         self._words: dict[int, str] = {}  # actor -> the last words of the one that is about to die
         self._pushed = self._buffer.num_pushed
         self._listened = 0.0
@@ -158,7 +159,7 @@ class Processes:
     def close(self) -> None:
         """End all actors, and take the names of the shared memory away."""
         try:
-            self._end()
+            _end_all(self._lives, self._learner)  # not by the finalizer, which would count as done if interrupted
         finally:
             self._weights.close()
             segment = self._buffer._engine.segment
@@ -216,8 +217,7 @@ class Processes:
 
 def _end_all(lives: dict[int, Life], learner: int) -> None:
     if os.getpid() == learner:  # and not the child of a fork, at its end
-        end(list(lives.values()), PATIENCE)
-        lives.clear()
+        end(lives, PATIENCE)
 
 
 def _how_it_ended(code: int | None, words: str) -> str:
