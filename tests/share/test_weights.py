@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -58,6 +59,44 @@ def test_other_vectors_and_sizes_are_refused() -> None:
     assert weights.version == 0
     with pytest.raises(ConfigError, match="size"):
         Weights.create(0)
+
+
+def test_a_handle_of_another_size_is_refused() -> None:
+    """Bug: padding, or the other copy, read as parameters."""
+    weights = Weights.create(5)
+    handle = weights.handle()
+    for size in (1, 6, 16, 500):
+        with pytest.raises(SnapshotError, match=rf"expected weights of size {size}, as the handle says, got 5"):
+            Weights.attach(replace(handle, size=size))
+    Weights.attach(handle).close()
+
+
+def test_what_cannot_be_published_leaves_the_last_vector() -> None:
+    """Bug: an error in the midst of a publication, of a copy that is half begun."""
+    weights, into = Weights.create(2), np.empty(2, np.float32)
+    weights.publish(constant(2, 1), 2**63 - 1)
+    for updates in (2**63, -1, 1.5, None):
+        with pytest.raises(ConfigError, match="weights: expected updates"):
+            weights.publish(constant(2, 2), updates)  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match=r"weights: expected float32 \(2,\), got list"):
+        weights.publish([1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match=r"weights: expected float32 \(2,\), got list"):
+        weights.read([1.0, 2.0])  # type: ignore[arg-type]
+    assert weights._head[module._BEGUN] == weights.version == 1
+    assert weights.read(into) == (1, 2**63 - 1) and into.tolist() == [1, 1]
+
+
+def test_nothing_is_published_or_read_after_close() -> None:
+    """Bug: a writer that goes on for nobody, a reader that waits for news for ever."""
+    weights = Weights.create(2)
+    reader = Weights.attach(weights.handle())
+    for closed in (reader, weights):
+        closed.close()
+        closed.close()
+        with pytest.raises(ConfigError, match="weights: expected them open, got closed ones"):
+            closed.publish(constant(2, 1))
+        with pytest.raises(ConfigError, match="weights: expected them open, got closed ones"):
+            closed.read(constant(2, 1))
 
 
 class Dies:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relive.checks import integer
-from relive.errors import SchemaError
+from relive.errors import ConfigError, SchemaError, SnapshotError
 from relive.segment import Segment
 
 _KIND = "vector of weights"
@@ -46,6 +46,7 @@ class Weights:
         copies = np.frombuffer(segment.payload, np.float32, 2 * stride, _WORDS * 8)
         self._copies = copies[:stride], copies[stride:]
         self._size = size
+        self._open = True
 
     @classmethod
     def create(cls, size: int, name: str | None = None) -> Weights:
@@ -69,9 +70,17 @@ class Weights:
         """The weights that another process made.
 
         Raises:
-            SnapshotError: they are gone, or not those that the handle is of.
+            SnapshotError: they are gone, not those that the handle is of, or of another size.
         """
-        return cls(Segment.open(handle.name, _KIND, handle.key), handle.size)
+        segment = Segment.open(handle.name, _KIND, handle.key)
+        size = segment.card.get("size")
+        if size != handle.size or len(segment.payload) != _WORDS * 8 + 2 * _padded(size):
+            segment.close()
+            raise SnapshotError(
+                f"{handle.name}: expected weights of size {handle.size}, as the handle says, got {size} "
+                f"({len(segment.payload):,} bytes)."
+            )
+        return cls(segment, size)
 
     def handle(self) -> WeightsHandle:
         """For `attach`."""
@@ -98,12 +107,13 @@ class Weights:
             int: its version.
 
         Raises:
-            SchemaError: another shape or dtype; nothing was published.
+            SchemaError: another shape or dtype, or no array; nothing was published.
+            ConfigError: `updates` is no integer in [0, 2**63), or these were closed; nothing was published.
 
         Cost: two passes over it.
         """
-        if vector.shape != (self._size,) or vector.dtype != np.float32:
-            raise SchemaError(f"weights: expected float32 ({self._size},), got {vector.dtype} {vector.shape}.")
+        self._check(vector)
+        updates = integer("weights", "updates", updates, 0, 2**63 - 1)
         head, version = self._head, self.version + 1
         copy, slot = self._copies[version % 2], _SLOTS[version % 2]
         head[_BEGUN] = version
@@ -123,12 +133,12 @@ class Weights:
             (version, updates) of what was copied; None if there is nothing newer.
 
         Raises:
-            SchemaError: another shape or dtype.
+            SchemaError: another shape or dtype, or no array.
+            ConfigError: these were closed.
 
         Cost: one read of memory where there is nothing newer, else two passes over the vector. Without a lock.
         """
-        if into.shape != (self._size,) or into.dtype != np.float32:
-            raise SchemaError(f"weights: expected float32 ({self._size},), got {into.dtype} {into.shape}.")
+        self._check(into)
         for _ in range(_ATTEMPTS):
             version = self.version
             if version <= newer_than:
@@ -139,7 +149,16 @@ class Weights:
 
     def close(self) -> None:
         """Let go of the memory; its maker's call takes the name away. Idempotent."""
+        self._open = False
         self._segment.close()
+
+    def _check(self, vector: object) -> None:
+        """Refuses whatever can be no vector of these, and all once they are closed."""
+        if not self._open:
+            raise ConfigError("weights: expected them open, got closed ones. Make or attach to others.")
+        if not isinstance(vector, np.ndarray) or vector.shape != (self._size,) or vector.dtype != np.float32:
+            got = f"{vector.dtype} {vector.shape}" if isinstance(vector, np.ndarray) else type(vector).__name__
+            raise SchemaError(f"weights: expected float32 ({self._size},), got {got}.")
 
     def _read(self, version: int, into: NDArray[np.float32]) -> tuple[int, int] | None:
         """Copy this version, if it is still there whole."""
