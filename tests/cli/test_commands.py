@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -326,6 +327,26 @@ def test_a_study_without_a_name_is_told_which_there_are(capsys: pytest.CaptureFi
     assert main(["study"]) == 2
     assert main(["study", "--help"]) == 0
     assert capsys.readouterr().out.count("  cliffwalk  ") == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [(500, "config.json"), (50_000, "best.pt")],
+)
+def test_what_a_full_disk_refuses_is_named(
+    size: int, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: "No space left on device", and nothing that says on which. (A limit on files acts alike, anywhere.)"""
+    run = tmp_path / "run"
+    args = ["train", "CartPole-v1", *TINY, "--threshold", "None", "--out", str(run)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        code = main(args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    complaints = capsys.readouterr().err
+    assert_refused(code, complaints, rf"relive train: {re.escape(str(run))}/{file}: File too large\.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

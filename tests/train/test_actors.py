@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError
 from relive.train import Progress, resume, train
 from relive.train.actor import stride
-from relive.train.actor_log import read_actors
+from relive.train.actor_log import ActorLog, Tally, read_actors
 from relive.train.actor_process import Life, end
 from relive.train.checkpoint import checkpoint_step, load_checkpoint
 from relive.train.log import read_metrics
@@ -197,6 +198,21 @@ def test_an_actor_that_cannot_play_ends_the_run_with_its_words(
         train(config, tmp_path / "run")
     assert capfd.readouterr().err.count("Traceback") == 1
     assert not actor_processes() and not segments()
+
+
+def test_what_a_full_disk_refuses_of_actors_csv_is_named(tmp_path: Path) -> None:
+    """Bug: "No space left on device", and nothing that says on which."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = ActorLog(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*actors\.csv"):
+            for step in range(100):
+                log.write(Tally().row(step, 0, 0.4, 1.0, 0))
+        with pytest.raises(OSError, match=r"File too large.*actors\.csv"):
+            log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def learner(run: Path, *options: str, env: str = "CartPole-v1") -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from relive.errors import ConfigError
 from relive.train.actor import Report
-from relive.train.rundir import ACTORS, write_file
+from relive.train.rundir import ACTORS, naming, write_file
 
 
 @dataclass(frozen=True)
@@ -104,28 +104,33 @@ class ActorLog:
     """
 
     def __init__(self, run_dir: Path, before: str = "") -> None:
-        write_file(run_dir / ACTORS, before.encode())
-        self._file = (run_dir / ACTORS).open("a+", newline="", encoding="utf-8")
+        self._path = run_dir / ACTORS
+        write_file(self._path, before.encode())
+        self._file = self._path.open("a+", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         if not before:
-            self._csv.writerow(COLUMNS)
-            self._file.flush()
+            with naming(self._path):
+                self._csv.writerow(COLUMNS)
+                self._file.flush()
 
     def write(self, row: ActorRow) -> None:
         """Add one row."""
         values = astuple(row)
-        self._csv.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in values)
-        self._file.flush()
+        with naming(self._path):
+            self._csv.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in values)
+            self._file.flush()
 
     def text(self) -> str:
         """All of actors.csv."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
         self._file.seek(0)
         return self._file.read()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
-        self._file.close()
+        with naming(self._path):  # it still writes what could not be written before
+            self._file.close()
 
 
 def read_actors(run_dir: Path) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from relive.errors import ConfigError
-from relive.train.rundir import write_file
+from relive.train.rundir import naming, write_file
 
 METRICS = "metrics.csv"
 
@@ -64,31 +64,36 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, before: str = "", step: int | None = None, updates_before: int = 0) -> None:
-        self._updates_before = updates_before
+        self._updates_before, self._run_dir = updates_before, run_dir
         write_file(run_dir / METRICS, before.encode())
         self._file = (run_dir / METRICS).open("a+", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         if not before:
             self._csv.writerow(COLUMNS)
-        self._board = SummaryWriter(str(run_dir), purge_step=None if step is None else step + 1)
+        with naming(run_dir):
+            self._board = SummaryWriter(str(run_dir), purge_step=None if step is None else step + 1)
 
     def text(self) -> str:
         """All of metrics.csv. TensorBoard's file, which a thread of PyTorch's writes, is brought up to the same row."""
-        self._board.flush()
-        self._file.flush()
+        with naming(self._run_dir):
+            self._board.flush()
+        with naming(self._run_dir / METRICS):
+            self._file.flush()
         self._file.seek(0)
         return self._file.read()
 
     def write(self, row: Row) -> None:
         """Add one row."""
-        self._csv.writerow("" if math.isnan(value) else value for value in astuple(row))
-        self._file.flush()
+        with naming(self._run_dir / METRICS):
+            self._csv.writerow("" if math.isnan(value) else value for value in astuple(row))
+            self._file.flush()
         for name in COLUMNS[1:]:
             value = getattr(row, name)
             if not math.isnan(value):
                 group = "evaluation" if name.startswith("eval_") else "train"
                 place = min(row.updates, self._updates_before) + row.step
-                self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, place)
+                with naming(self._run_dir):  # TensorBoard's file
+                    self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, place)
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +101,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            with naming(self._run_dir / METRICS):  # it still writes what could not be written before
+                self._file.close()
+        finally:
+            with naming(self._run_dir):
+                self._board.close()
 
 
 def read_metrics(run_dir: Path) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from relive.dqn import TrainConfig
 from relive.train.log import read_metrics
-from relive.train.rundir import load_config
+from relive.train.rundir import load_config, naming
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
@@ -52,7 +52,8 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> None:
     panels = figure.subplots(len(names), squeeze=False)[:, 0]
     for name, axes in zip(names, panels, strict=True):
         draw(axes, name, [curve for curve in curves if curve.config.env == name])
-    figure.savefig(out, format="png")
+    with naming(out):
+        figure.savefig(out, format="png")
 
 
 def draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:

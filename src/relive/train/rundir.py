@@ -94,11 +94,22 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While entered, what the system refuses names `path`: Python names a file that it cannot open, not a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file, durably; whoever reads it meanwhile, or after a kill, sees the old one or the new one, whole."""
     fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
+        with naming(path), fresh.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -134,7 +145,7 @@ def refuse_finished(run_dir: Path) -> None:
 
 def save_config(run_dir: Path, config: TrainConfig) -> None:
     """Write config.json."""
-    with (run_dir / CONFIG).open("w", encoding="utf-8") as file:
+    with naming(run_dir / CONFIG), (run_dir / CONFIG).open("w", encoding="utf-8") as file:
         file.write(json.dumps(config.to_dict(), indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())  # a checkpoint is of no use without it
