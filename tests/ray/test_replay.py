@@ -467,7 +467,7 @@ def test_refusals_say_why(options, words):
 
 
 def test_no_room_on_the_cluster_is_said(monkeypatch):
-    monkeypatch.setattr("relive.share.ray._STARTING", 0.5)
+    monkeypatch.setattr("relive.share.ray_running._STARTING", 0.5)
     with pytest.raises(relive.errors.ShardError, match="room"):
         made(timeout=1.0, options={"num_cpus": 1_000})
 
