@@ -4,6 +4,11 @@ The memory an off-policy agent learns from: it keeps the newest `capacity` trans
 it at random. Importing this package needs NumPy alone.
 """
 
+from relive.early import hush
+
+hush()  # first: what follows takes a moment
+
+# ruff: noqa: E402
 from relive.batch import Batch
 from relive.buffer import ReplayBuffer
 from relive.durable import attach, load

@@ -329,6 +329,29 @@ def test_a_study_without_a_name_is_told_which_there_are(capsys: pytest.CaptureFi
     assert capsys.readouterr().out.count("  cliffwalk  ") == 2
 
 
+@pytest.mark.parametrize("package", ["numpy", "tyro"])
+@pytest.mark.parametrize("start", [["-m", "relive"], ["relive"]])
+def test_an_interrupt_while_packages_are_imported_is_quiet(start: list[str], package: str, tmp_path: Path) -> None:
+    """Bug: a traceback of whichever import was going on."""
+    (tmp_path / f"{package}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n[].missing\n")
+    (tmp_path / "relive").write_text("import sys\nfrom relive.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, *start, "train", "CartPole-v1"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_library_leaves_interrupts_alone(tmp_path: Path) -> None:
+    """Bug: a Ctrl-C that ends the program of somebody who imports relive."""
+    code = "import signal, relive; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "relive"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("size", "file"),
     [(500, "config.json"), (50_000, "best.pt")],

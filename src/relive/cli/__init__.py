@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from relive.early import unhush
 from relive.errors import ReplayError
 
 COMMANDS = {
@@ -77,7 +78,9 @@ def _make_writable() -> None:
 def _run(command: str, args: list[str]) -> int:
     name = f"relive {command}"
     try:
-        code: int = importlib.import_module(f"relive.cli.{command}").run(args)
+        module = importlib.import_module(f"relive.cli.{command}")
+        unhush()
+        code: int = module.run(args)
         return code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
