@@ -219,8 +219,8 @@ def _lanes_of(num_envs: int, lanes: int, first_lane: int | None) -> range:
     if first_lane is None:
         if num_envs != lanes:
             raise ConfigError(
-                f"writer: expected {lanes} environments, one a lane of the buffer, got {num_envs}. Make the buffer with "
-                f"lanes={num_envs} or Schema.from_env(envs), or say which lanes these are by first_lane."
+                f"writer: expected {lanes} environments, one a lane of the buffer, got {num_envs}. Make the buffer "
+                f"with lanes={num_envs} or Schema.from_env(envs), or say which lanes these are by first_lane."
             )
         return range(lanes)
     first = integer("writer", "first_lane", first_lane, 0, lanes - 1)
