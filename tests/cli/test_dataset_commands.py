@@ -130,7 +130,7 @@ def run_without(missing, *words):
         "raise SystemExit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
 def test_datasets_need_the_extra_interop_only(tmp_path):
