@@ -34,12 +34,19 @@ def number(owner: str, name: str, value: Any, low: float, high: float) -> float:
     if (
         not isinstance(value, int | float | np.integer | np.floating)
         or isinstance(value, bool)
-        or not math.isfinite(value)
+        or not _is_finite(value)
         or not low <= value <= high
     ):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"of at least {low:g}, finite"
         raise ConfigError(f"{owner}: expected {name} to be a number {bounds}, got {value!r}.")
     return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def as_path(owner: str, value: Any) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import relive
@@ -83,6 +87,43 @@ def test_a_tolerance_that_is_not_enough_is_refused_and_would_indeed_hold_both() 
 
 
 @given(
+    ratio=st.floats(0.01, 40),
+    min_size=st.integers(1, 300),
+    block=st.integers(1, 64),
+    batch=st.integers(1, 256),
+    order=st.lists(st.booleans(), max_size=300),
+    started=st.integers(0, 2**40),
+)
+@example(ratio=0.1, min_size=170, block=34, batch=7, order=[True, False] * 150, started=0)
+@settings(max_examples=150, deadline=None)
+def test_the_tolerance_that_the_message_names_is_enough_to_the_last_bit(
+    ratio: float, min_size: int, block: int, batch: int, order: list[bool], started: int
+) -> None:
+    """Bug: both sides held by an error of rounding; a message that names less than what is accepted."""
+    smallest = RateLimiter(ratio, min_size, max(1.0, ratio))
+    try:
+        smallest.check(block=block, batch=batch)
+    except ConfigError as error:
+        words = re.search(r"tolerance of at least ([^ ]+) for", str(error))
+        assert words
+        smallest = RateLimiter(ratio, min_size, float(words[1]))
+        smallest.check(block=block, batch=batch)
+    for limiter in (smallest, RateLimiter(ratio, min_size, max(1.0, ratio * block, (ratio * block + batch) / 2))):
+        with contextlib.suppress(ConfigError):  # where rounding made it less than enough
+            limiter.check(block=block, batch=batch)
+            inserted = min_size + started
+            sampled = int(Fraction(ratio) * started)
+            for insert in order:
+                insert_may = limiter.may_insert(inserted, sampled, block)
+                sample_may = limiter.may_sample(inserted, sampled, batch)
+                assert insert_may or sample_may
+                if insert_may and (insert or not sample_may):
+                    inserted += block
+                else:
+                    sampled += batch
+
+
+@given(
     ratio=RATIOS,
     block=st.integers(1, 8),
     order=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=200),
@@ -116,6 +157,8 @@ def test_inserters_let_through_at_once_exceed_the_bound_by_a_block_each_at_most(
         ((8.0, 1, 7.9), "tolerance of at least max"),
         ((0.1, 1, 0.5), "tolerance of at least max"),
         ((1.0, 1, float("nan")), "tolerance"),
+        ((10**400, 1, 5.0), "samples_per_insert to be"),
+        ((1.0, 1, 10**400), "tolerance to be"),
     ],
 )
 def test_what_makes_no_limiter_is_refused(arguments: tuple[float, int, float], words: str) -> None:
@@ -169,6 +212,37 @@ def test_counting_goes_on_where_a_loaded_buffer_left_off() -> None:
     gate.go_on_from(180)
     assert gate.insert(timeout=0.0)
     assert gate.stats().sampled == 180
+
+
+@pytest.mark.parametrize("call", ["insert", "sample"])
+@pytest.mark.parametrize("n", [0, -5, 1.5, float("nan"), 10**30, 2**62, "a", None, True])
+def test_counts_that_cannot_be_are_refused(call: str, n: Any) -> None:
+    """Bug: a draw counted backwards, a counter that overflows, a wait for ever, a bare TypeError."""
+    buffer = small()
+    push(buffer, 20)
+    gate = RateLimiter(1.0, 4, 1e30).gate(buffer)
+    with pytest.raises(ConfigError, match=f"{call}: expected n to be an integer"):
+        getattr(gate, call)(n, timeout=0.0)
+    assert gate.stats().sampled == 0
+
+
+@pytest.mark.parametrize("call", ["insert", "sample"])
+@pytest.mark.parametrize("timeout", ["x", float("nan"), -1.0, float("inf")])
+def test_timeouts_that_cannot_be_are_refused(call: str, timeout: Any) -> None:
+    """Bug: nan, which no time is beyond: a wait for ever."""
+    gate = RateLimiter(1.0, 4, 1.0).gate(small())
+    with pytest.raises(ConfigError, match=f"{call}: expected timeout to be a number"):
+        getattr(gate, call)(1, timeout=timeout)
+
+
+@pytest.mark.parametrize("sampled", [-10, 2**63, 1.5, "a"])
+def test_counting_goes_on_from_a_count_alone(sampled: Any) -> None:
+    """Bug: a negative count, which lets nobody insert; an OverflowError."""
+    gate = RateLimiter(1.0, 4, 1.0).gate(small())
+    gate.go_on_from(3)
+    with pytest.raises(ConfigError, match="go_on_from: expected sampled to be an integer"):
+        gate.go_on_from(sampled)
+    assert gate.stats().sampled == 3
 
 
 def test_a_gate_needs_a_schema() -> None:

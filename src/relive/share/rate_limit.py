@@ -6,12 +6,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 
 from relive.buffer import ReplayBuffer
 from relive.checks import integer, number
 from relive.errors import ConfigError, RateLimitTimeout
 
 _SAMPLED, _INSERT_NS, _SAMPLE_NS, _INSERT_WAITS, _SAMPLE_WAITS = range(1, 6)  # places on the buffer's board
+
+_MOST = 2**40  # transitions of one call
 
 _FIRST_NAP, _LONGEST_NAP = 50e-6, 2e-3  # seconds; from one to the other by halves
 
@@ -48,7 +52,7 @@ class RateLimiter:
     tolerance: float
 
     def __post_init__(self) -> None:
-        ratio = number("RateLimiter", "samples_per_insert", self.samples_per_insert, 0, math.inf)
+        ratio = number("RateLimiter", "samples_per_insert", self.samples_per_insert, 0, _MOST)
         if ratio == 0:
             raise ConfigError("RateLimiter: expected samples_per_insert above 0, got 0. Leave the limiter away.")
         object.__setattr__(self, "samples_per_insert", ratio)
@@ -63,18 +67,25 @@ class RateLimiter:
         object.__setattr__(self, "tolerance", tolerance)
 
     def may_insert(self, inserted: int, sampled: int, n: int = 1) -> bool:
-        """Whether n more transitions may be inserted now."""
+        """Whether n more transitions may be inserted now. Exact, whatever the counts: no rounding holds both sides."""
         if inserted + n <= self.min_size:
             return True
-        balance = (inserted + n) * self.samples_per_insert - sampled
-        return balance <= self.samples_per_insert * self.min_size + self.tolerance
+        ratio, one, tolerance = self._exact
+        return (inserted + n - self.min_size) * ratio - sampled * one <= tolerance
 
     def may_sample(self, inserted: int, sampled: int, n: int = 1) -> bool:
-        """Whether n more transitions may be drawn now."""
+        """Whether n more transitions may be drawn now. Exact."""
         if inserted < self.min_size:
             return False
-        balance = inserted * self.samples_per_insert - (sampled + n)
-        return balance >= self.samples_per_insert * self.min_size - self.tolerance
+        ratio, one, tolerance = self._exact
+        return (inserted - self.min_size) * ratio - (sampled + n) * one >= -tolerance
+
+    @cached_property
+    def _exact(self) -> tuple[int, int, int]:
+        """samples_per_insert, 1 and tolerance, times the smallest power of two that makes them integers."""
+        (ratio, per), (tolerance, of) = self.samples_per_insert.as_integer_ratio(), self.tolerance.as_integer_ratio()
+        one = max(per, of)
+        return ratio * (one // per), one, tolerance * (one // of)
 
     def check(self, *, block: int, batch: int) -> None:
         """Refuse calls so large that both sides could wait for each other for ever.
@@ -84,19 +95,29 @@ class RateLimiter:
             batch: most of one `Gate.sample`.
 
         Raises:
-            ConfigError: the tolerance is too small for them; says what is enough.
+            ConfigError: the tolerance is too small for them; says what is enough. Or no positive integers.
         """
-        inserts = block * self.samples_per_insert
-        enough = max(inserts, (inserts + batch) / 2)
+        block = integer("check", "block", block, 1, _MOST)
+        inserts = block * Fraction(self.samples_per_insert)
+        enough = max(inserts, (inserts + integer("check", "batch", batch, 1, _MOST)) / 2)
         if self.tolerance < enough:
             raise ConfigError(
-                f"RateLimiter: expected tolerance of at least {enough:g} for blocks of {block} and batches of {batch}, "
-                f"got {self.tolerance:g}. With less, inserts and draws would wait for each other for ever."
+                f"RateLimiter: expected tolerance of at least {_at_least(enough)} for blocks of {block} and "
+                f"batches of {batch}, got {self.tolerance!r}. With less, inserts and draws would wait for each "
+                "other for ever."
             )
 
     def gate(self, buffer: ReplayBuffer) -> Gate:
         """Where inserters and samplers of this buffer wait."""
         return Gate(self, buffer)
+
+
+def _at_least(value: Fraction) -> str:
+    """Short where that is exact, else a float that is no less."""
+    if Fraction(short := f"{float(value):g}") == value:
+        return short
+    near = float(value)
+    return repr(near if near >= value else math.nextafter(near, math.inf))
 
 
 @dataclass(frozen=True)
@@ -139,7 +160,7 @@ class Gate:
         """Wait until n transitions may be pushed. Push them then.
 
         Args:
-            n: how many.
+            n: how many, at least 1.
             timeout: in seconds; None waits as long as it takes.
             stop: asked every two milliseconds or so; True ends the wait.
 
@@ -148,9 +169,11 @@ class Gate:
 
         Raises:
             RateLimitTimeout: the draws did not come.
+            ConfigError: n or timeout cannot be.
 
         Cost: two reads of counters where there is nothing to wait for.
         """
+        n, timeout = _checked("insert", n, timeout)
         places = _INSERT_WAITS, _INSERT_NS
         return self._wait(lambda: self._insert_admitted(n), "insert", n, timeout, stop, places)
 
@@ -158,7 +181,7 @@ class Gate:
         """Wait until n transitions may be drawn, and count them as drawn. Draw them then.
 
         Args:
-            n: batch size.
+            n: batch size, at least 1.
             timeout: in seconds; None waits as long as it takes.
             stop: asked every two milliseconds or so; True ends the wait.
 
@@ -167,14 +190,21 @@ class Gate:
 
         Raises:
             RateLimitTimeout: the inserts did not come.
+            ConfigError: n or timeout cannot be.
 
         Cost: two reads of counters and one change where there is nothing to wait for.
         """
+        n, timeout = _checked("sample", n, timeout)
         places = _SAMPLE_WAITS, _SAMPLE_NS
         return self._wait(lambda: self._sample_admitted(n), "sample", n, timeout, stop, places)
 
     def go_on_from(self, sampled: int) -> None:
-        """Count from here: so many were drawn, in all, of a buffer that was loaded."""
+        """Count from here: so many were drawn, in all, of a buffer that was loaded.
+
+        Raises:
+            ConfigError: no integer in [0, 2**62].
+        """
+        sampled = integer("go_on_from", "sampled", sampled, 0, 2**62)
         was = int(self._board[_SAMPLED])
         while (now := self._core.add(_SAMPLED, sampled - was, was)) != was:
             was = now
@@ -233,3 +263,10 @@ class Gate:
         else:
             missing = "inserts"
         return f"{what}({n}): expected {missing} within {timeout:g} s, got none that suffice ({so_far}; {limiter})."
+
+
+def _checked(call: str, n: int, timeout: float | None) -> tuple[int, float | None]:
+    return (
+        integer(call, "n", n, 1, _MOST),
+        None if timeout is None else number(call, "timeout", timeout, 0, math.inf),
+    )
