@@ -206,6 +206,7 @@ def test_a_shard_that_answers_no_more_is_left_out_until_it_does(cluster, tmp_pat
         assert 0 < stats.lost == 710 - stats.pushed <= written.lost  # some of it was stored after all
 
 
+@pytest.mark.slow
 def test_a_lost_node(cluster, tmp_path):
     """Its shards begin anew on another node, from snapshots that all nodes see."""
     node = next(iter(cluster.worker_nodes))
@@ -254,7 +255,7 @@ def test_a_killed_pusher_leaves_whole_blocks(cluster):
             job(client)
 
     with made(capacity=200_000) as replay:
-        for _ in range(3):
+        for _ in range(2):
             pusher = ray.remote(num_cpus=0)(Pusher).remote()
             pid = ray.get(pusher.pid.remote(), timeout=SOON)
             pusher.run.remote(replay.client())

@@ -19,7 +19,7 @@ from model.kinds import GOAL, KINDS
 from model.options import real_view
 from model.reference import Model, View
 from model.sequences import SequenceView, anchors, sequence_rows
-from relive.errors import ConfigError, NotEnoughDataError, SchemaError, SnapshotError
+from relive.errors import ConfigError, NotEnoughDataError, SchemaError, ShardError, SnapshotError
 
 pytest.importorskip("ray")
 from relive.share.ray import RayReplay
@@ -55,12 +55,13 @@ VIEWS = {
     "windows of frames": ("frames", SequenceView(3, stack=3)),
     "episodes": ("discrete", SequenceView("episode")),
 }
+SLOW = {"n-step", "n-step frames", "stacked n-step", "windows of frames"}  # of which the others have the parts
 
 
 @pytest.mark.parametrize(
     ("kind", "view", "lanes"),
     [
-        pytest.param(*case, 2 + number % 2, id=name, marks=[pytest.mark.slow] if "n-step" in name else [])
+        pytest.param(*case, 2 + number % 2, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
         for number, (name, case) in enumerate(VIEWS.items())
     ],
 )
@@ -401,8 +402,24 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
     with made() as replay:
         fill(replay, 0, 3)
         replay.save(tmp_path / "kept")
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="save: expected a directory"):
+            replay.save(tmp_path / "file")
     with pytest.raises(ConfigError, match="options"):
         RayReplay.load(tmp_path / "kept", capacity=3)
+    manifest = tmp_path / "kept" / MANIFEST
+    whole, card = manifest.read_bytes(), unframe(manifest, FORMAT)
+    for wrong, words in (
+        ({"shards": 1}, "expected shard 0"),
+        ({"shards": 5}, "shards"),
+        ({"lanes": 3}, "multiple"),
+        ({"seed": -1}, "seed"),
+        ({"sampler": sampler_to_dict(relive.Shuffled())}, "epochs"),
+    ):
+        manifest.write_bytes(frame(FORMAT, {**card, **wrong}))
+        with pytest.raises(SnapshotError, match=words):
+            RayReplay.load(tmp_path / "kept")
+    manifest.write_bytes(whole)
     (tmp_path / "kept" / "shard-001").rename(tmp_path / "kept" / "gone")
     with pytest.raises(SnapshotError, match="shard 1 to begin"):
         RayReplay.load(tmp_path / "kept")
@@ -413,30 +430,11 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
     assert json.loads(data.partition('content":')[2][:-2])["capacity"] == 40
 
 
-def test_a_manifest_that_does_not_fit_its_shards_is_no_snapshot(tmp_path):
-    with made() as replay:
-        fill(replay, 0, 3)
-        replay.save(tmp_path)
-    card = unframe(tmp_path / MANIFEST, FORMAT)
-    for wrong, words in (
-        ({"shards": 1}, "expected shard 0"),
-        ({"shards": 5}, "shards"),
-        ({"lanes": 3}, "multiple"),
-        ({"seed": -1}, "seed"),
-        ({"sampler": sampler_to_dict(relive.Shuffled())}, "epochs"),
-    ):
-        (tmp_path / MANIFEST).write_bytes(frame(FORMAT, {**card, **wrong}))
-        with pytest.raises(SnapshotError, match=words):
-            RayReplay.load(tmp_path)
-
-
 def test_a_file_is_no_place_for_snapshots(tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/below"):
         with pytest.raises(ConfigError, match="snapshots: expected a directory"):
             made(snapshots=tmp_path / place)
-    with made() as replay, pytest.raises(ConfigError, match="save: expected a directory"):
-        replay.save(tmp_path / "file")
 
 
 # What makes no sense.
@@ -468,7 +466,7 @@ def test_refusals_say_why(options, words):
 
 def test_no_room_on_the_cluster_is_said(monkeypatch):
     monkeypatch.setattr("relive.share.ray_running._STARTING", 0.5)
-    with pytest.raises(relive.errors.ShardError, match="room"):
+    with pytest.raises(ShardError, match="room"):
         made(timeout=1.0, options={"num_cpus": 1_000})
 
 
@@ -485,3 +483,28 @@ def test_late_answers_of_an_earlier_life_change_nothing(local_ray):
         assert (remote.lives, remote.lost) == (1, 6)
         remote.failed(second, OSError())
         assert remote.up
+
+
+# The last test: it ends the Ray that all of these had.
+
+
+def test_after_ray_was_shut_down_nothing_starts_another(local_ray):
+    zeros = np.zeros((5, 1), np.float32)
+    with RayReplay(40, SCHEMA, shards=2, lanes=4, in_flight=4) as replay:
+        client = replay.client()
+        for lane in range(4):
+            client.extend(zeros, np.zeros(5, int), np.zeros(5), np.zeros(5, bool), zeros, lane=lane)
+        client.flush(wait=True)
+        assert len(replay.sample(3).ids) == 3
+        client.extend(zeros, np.zeros(5, int), np.zeros(5), np.zeros(5, bool), zeros, lane=0)
+        local_ray.shutdown()
+        for call in (
+            *(lambda: replay.sample(3), lambda: len(replay), replay.stats, replay.flush, replay.client),
+            *(lambda: replay.save("nowhere"), replay.end_episodes, client.flush, client.end_episodes),
+        ):
+            with pytest.raises(ShardError, match=r"connection to Ray .* is gone"):
+                call()
+        assert client.stats().waiting == 5
+        stats = client.close()
+        assert (stats.stored, stats.lost, stats.waiting) == (20, 5, 0)
+    assert not local_ray.is_initialized()
