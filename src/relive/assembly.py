@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,6 +50,23 @@ class Spec:
         }
 
 
+class Attachment:
+    """Which attachment to a shared buffer this is; the child of a fork is another one than its parent."""
+
+    def __init__(self, core: Core, number: int) -> None:
+        self._core = core
+        self._known = os.getpid(), number
+
+    @property
+    def number(self) -> int:
+        """1, 2, ...; 0 in the process that made the buffer."""
+        process, number = self._known
+        if process != os.getpid():
+            number = self._core.add(0, 1) + 1
+            self._known = os.getpid(), number
+        return number
+
+
 @dataclass(frozen=True)
 class Engine:
     """The working parts of one buffer.
@@ -63,7 +81,7 @@ class Engine:
             nobody waits. 0: attachments so far. 1 to 5: items sampled, nanoseconds inserters and samplers waited,
             waits of either, see `share.rate_limit`. 6: deaths in the midst of something that were recovered from.
         segment: where it lies, in shared memory.
-        attachment: number of this attachment to a shared buffer; 0 for who made it.
+        attachment: which one this is, in shared memory.
     """
 
     core: Core
@@ -73,7 +91,7 @@ class Engine:
     saver: Saver
     board: NDArray[np.int64]
     segment: Segment | None = None
-    attachment: int = 0
+    attachment: Attachment | None = None
 
 
 def assemble(
@@ -181,8 +199,8 @@ def _shared(
         if fill:
             fill(core, reading)
         engine = _engine(spec, core, core, reading, segment.payload, segment=segment)
-        if found is Found.LIVE:
-            engine = replace(engine, attachment=core.add(0, 1) + 1)
+        number = core.add(0, 1) + 1 if found is Found.LIVE else 0
+        engine = replace(engine, attachment=Attachment(core, number))
         weakref.finalize(core, segment.close)
         return engine
     except BaseException:

@@ -390,7 +390,8 @@ class ReplayBuffer:
             number = self._num_readers
             self._num_readers += 1
         if seed is None:
-            here = [self._engine.attachment] if self._engine.attachment else []  # other processes have other readers
+            attachment = self._engine.attachment
+            here = [attachment.number] if attachment and attachment.number else []  # other processes, other readers
             seed = int(np.random.SeedSequence([self._seed, number, *here]).generate_state(1, np.uint64)[0])
         sizes = measure(self._schema, self._capacity, self._lanes, view, sampler)
         memory = Memory().allocate(sizes.sampler_bytes, [(0, sizes.sampler_bytes)])

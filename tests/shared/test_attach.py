@@ -411,3 +411,29 @@ TestBuffersSlow, TestPrioritizedSlow, TestSequencesSlow, TestOthersSlow = (
     pytest.mark.slow(case(machine, 300, 40, derandomize=False))
     for machine in (SharedBufferMachine, SharedPrioritized, SharedSequences, SharedOthers)
 )
+
+
+def test_readers_made_in_children_of_a_fork_are_other_readers() -> None:
+    """Bug: every actor that a fork made draws the same batches."""
+    buffer = marked.make(2, 50, storage=relive.SharedMemory(), seed=1)
+    for step in range(40):
+        buffer.push(**marked.transition(step, 0), lane=0)
+    again = relive.attach(buffer.handle())
+
+    def drawn(of: relive.ReplayBuffer) -> tuple[int, ...]:
+        return tuple(of.reader(sampler=relive.Uniform()).sample(12).ids.tolist())
+
+    seen = []
+    for of in (buffer, buffer, again, again):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(theirs, pickle.dumps([drawn(of), drawn(of)]))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        seen += pickle.loads(os.read(ours, 65536))
+        os.close(ours)
+        os.close(theirs)
+    seen += [drawn(buffer), drawn(again)]
+    assert len(set(seen)) == 10
+    assert buffer._engine.board[0] == 5  # `again`, and four children, each of them once
