@@ -28,10 +28,11 @@ from relive.train.actor_log import ActorLog, Tally, read_actors
 from relive.train.actor_process import Life, end
 from relive.train.checkpoint import checkpoint_step, load_checkpoint
 from relive.train.log import read_metrics
-from relive.train.processes import _how_it_ended, limiter_for
+from relive.train.processes import Processes, _how_it_ended, limiter_for
 from relive.train.prove import prove_resume
 from relive.train.rundir import save_config
 from relive.train.schedules import updates_owed
+from relive.train.state import LoopState
 
 TINY = TrainConfig(
     env="CartPole-v1",
@@ -67,11 +68,26 @@ def actor_processes() -> list[multiprocessing.process.BaseProcess]:
     return [child for child in multiprocessing.active_children() if child.name.startswith("relive-actor")]
 
 
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner that waits for all of its actors, as on a busy machine one may come when the steps are made."""
+    advance = Processes.advance
+
+    def wait_and_advance(self: Processes, state: LoopState) -> None:
+        advance(self, state)
+        until = time.monotonic() + 120
+        while self.buffer._engine.board[0] < self._config.actors and time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Processes, "advance", wait_and_advance)
+
+
 def lane_rows(buffer: relive.ReplayBuffer, lane: int) -> relive.Batch:
     ids = buffer.ids[buffer.ids % buffer.lanes == lane]
     return buffer.reader(view=relive.Transitions(), sampler=relive.Uniform()).get(ids)
 
 
+@pytest.mark.usefixtures("together")
 def test_a_run_with_actors_learns_and_leaves_the_same_kind_of_run(tmp_path: Path) -> None:
     """Bug: a lane that nobody writes, rows that do not chain, a file or column missing, actors that stay behind."""
     before = segments()
@@ -126,6 +142,7 @@ def kill_once(victim: int, after: int) -> Callable[[Progress], None]:
     return report
 
 
+@pytest.mark.usefixtures("together")
 def test_a_killed_actor_is_replaced_and_counted_and_the_run_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
