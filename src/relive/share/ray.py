@@ -168,7 +168,7 @@ class RayReplay:
         **extras: Any,
     ) -> None:
         """Pushes from this process, see `Client.push`. With `in_flight=0` the next batch sees it."""
-        self._check_open()
+        self._check_closed()
         given = {"truncated": truncated, "lane": lane, "mask": mask, "priority": priority}
         self._own.push(obs, action, reward, terminated, next_obs, **given, **extras)
 
@@ -186,7 +186,7 @@ class RayReplay:
         **extras: Any,
     ) -> None:
         """Pushes a block of one lane from this process, see `Client.extend`."""
-        self._check_open()
+        self._check_closed()
         given = {"truncated": truncated, "lane": lane, "priority": priority}
         self._own.extend(obs, action, reward, terminated, next_obs, **given, **extras)
 
@@ -396,7 +396,10 @@ class RayReplay:
         """Transitions ever pushed, as shards said last. Cost: nothing."""
         return sum(remote.state.pushed for remote in self._remotes if remote.state)
 
-    def _check_open(self) -> None:
+    def _check_closed(self) -> None:
         if self._closed:
             raise ConfigError("RayReplay: expected it to be open, it was closed.")
+
+    def _check_open(self) -> None:
+        self._check_closed()
         self._connection.check("RayReplay")
