@@ -61,7 +61,8 @@ WORKLOADS = (
     Workload("float32 [4], one push a call", SMALL, 1_000_000),
     Workload("the same, blocks of 50", SMALL, 1_000_000, block=50),
     Workload("the same, prioritized, blocks of 50", SMALL, 1_000_000, block=50, prioritized=True),
-    Workload("uint8 [84, 84] stack 4, one push a call", FRAME, 50_000, stack=4),
+    Workload("frames uint8 [84, 84], stack 4, one push a call", FRAME, 50_000, stack=4),
+    Workload("frames, blocks of 50", FRAME, 50_000, block=50, stack=4),
 )
 
 
