@@ -137,6 +137,7 @@ def test_initial_priorities_are_those_that_actors_gave(local_ray: Any, tmp_path:
         assert len(np.unique(weights)) > 100  # nothing was learned from them yet
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on(local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: counters that a resumed run forgets, shards that begin empty, a checkpoint that is not found."""
     monkeypatch.setattr("relive.train.loop.REPORT_SECONDS", 0.0)

@@ -364,6 +364,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_who_forgets_to_close_leaves_nothing_either(tmp_path: Path) -> None:
     """Bug: an interpreter that waits at its end for actors who wait for it."""
     (tmp_path / "forgetful.py").write_text(_FORGETFUL)
