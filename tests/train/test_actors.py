@@ -58,9 +58,19 @@ PRIORITIZED = replace(
 )
 
 
+_earlier: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def earlier() -> None:
+    """What tests of killed owners have left to the end of this process is none of ours."""
+    _earlier.clear()
+    _earlier.update(segments())
+
+
 def segments() -> set[str]:
-    """Shared memory of this process's buffers and weights."""
-    return {path.name for path in Path("/dev/shm").glob(f"relive-{os.getpid()}-*")}
+    """Shared memory of this process's buffers and weights, made since the test began."""
+    return {path.name for path in Path("/dev/shm").glob(f"relive-{os.getpid()}-*")} - _earlier
 
 
 def actor_processes() -> list[multiprocessing.process.BaseProcess]:
