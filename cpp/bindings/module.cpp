@@ -50,6 +50,8 @@ NB_MODULE(_core, module) {
              nb::arg("lane_capacity"), nb::arg("stacked"), nb::arg("history"), nb::arg("options"),
              nb::sig("def selector_bytes(obs: " RELIVE_FIELDS ", rest: " RELIVE_FIELDS ", " RELIVE_SHAPE
                      ", options: dict[str, typing.Any]) -> int"));
+  module.def("crc32", &crc32, nb::arg("data"), nb::arg("before") = 0,
+             nb::sig("def crc32(data: bytes | bytearray | memoryview, before: int = 0) -> int"));
   module.def("read_seal", &read_seal, nb::arg("memory"),
              nb::sig("def read_seal(memory: typing.Any) -> tuple[bool, int]"));
   module.def("write_seal", &write_seal, nb::arg("memory"), nb::arg("clean"), nb::arg("boot"),

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "../core/crc32.hpp"
 #include "../core/segment.hpp"
 #include "../core/selector_state.hpp"
 #include "gil.hpp"
@@ -108,6 +109,21 @@ inline uint64_t checksum_of_headers(const Memory& bytes) {
       (std::max(bytes.bytes(), kPage) - kPage) / sizeof(LaneHeader);  // the lanes follow the first page
   add(kPage, kPage + std::min(header.lanes, room) * sizeof(LaneHeader));
   return sum | 1;
+}
+
+// CRC-32 of bytes that follow those of which `before` is the checksum.
+inline uint32_t crc32(nb::handle data, uint32_t before) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  const auto bytes = static_cast<uint64_t>(view.len);
+  uint32_t sum = 0;
+  const auto work = [&] { sum = Crc32::of(static_cast<const char*>(view.buf), bytes, before); };
+  if (bytes < kReleaseBytes)
+    work();
+  else
+    without_gil(work);
+  PyBuffer_Release(&view);
+  return sum;
 }
 
 // Whether an arena in a file was closed, and its headers are what they were then; and on which boot of the machine it

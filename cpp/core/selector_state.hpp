@@ -179,7 +179,11 @@ class SelectorState {
     const uint64_t lanes = arena_.layout().spec.lanes, rows = arena_.layout().rows;
     for (uint64_t lane = 0; lane < lanes; ++lane) {
       const LaneHeader& state = arena_.lane(lane);
-      for (uint64_t time = state.begin; time < state.head; ++time) visit(lane, time, lane * rows + time % rows);
+      uint64_t row = lane * rows + state.begin % rows;
+      for (uint64_t time = state.begin; time < state.head; ++time) {
+        visit(lane, time, row);
+        if (++row == (lane + 1) * rows) row = lane * rows;
+      }
     }
   }
 

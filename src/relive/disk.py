@@ -10,21 +10,19 @@ import fcntl
 import os
 import stat
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from relive._core import crc32
 from relive.errors import SnapshotError
 
 T = TypeVar("T")
 
 BLOCK = 1 << 20
 """Bytes between two checksums of a file, its head apart."""
-
-_WORTH_A_THREAD = 1 << 18  # bytes: handing over less takes longer than its checksum
 
 
 class Workers:
@@ -57,6 +55,16 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
+
+
+def ahead(items: Generator[T]) -> Generator[T]:
+    """The same items, each made by another thread while the one before it is used."""
+    with contextlib.closing(items), Workers(1) as worker:
+        end = object()
+        coming: Future[Any] = worker.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = worker.submit(next, items, end)
+            yield item
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,9 @@ class File:
 class Sink:
     """Writes one file. Its head, of known length, is written last: it says how much came."""
 
-    def __init__(self, directory: Path, name: str, head: int, worker: Workers) -> None:
+    def __init__(self, directory: Path, name: str, head: int) -> None:
         self._path = directory / name
-        self._head, self._worker = head, worker
+        self._head = head
         self._checksums: list[int] = []
         self._file = -1
         self._running, self._filled, self._size = 0, 0, head
@@ -107,17 +115,17 @@ class Sink:
             raise
 
     def write(self, data: memoryview) -> None:
-        """Appends bytes. Their checksum is computed while they are written."""
-        if len(data) >= _WORTH_A_THREAD:
-            summed: Future[None] = self._worker.submit(self._sum, data)
-            try:
-                _write(self._file, data, self._path)
-            finally:
-                summed.result()
-        else:
-            _write(self._file, data, self._path)
-            self._sum(data)
+        """Appends bytes."""
+        _write(self._file, data, self._path)
         self._size += len(data)
+        while len(data):
+            some = data[: BLOCK - self._filled]
+            self._running = crc32(some, self._running)
+            self._filled += len(some)
+            data = data[len(some) :]
+            if self._filled == BLOCK:
+                self._checksums.append(self._running)
+                self._running = self._filled = 0
 
     def finish(self, head: bytes) -> File:
         """Writes the head. `sync` is to follow."""
@@ -125,7 +133,7 @@ class Sink:
         os.pwrite(self._file, head, 0)
         if self._filled:
             self._checksums.append(self._running)
-        return File(self._path.name, self._size, self._head, (zlib.crc32(head), *self._checksums))
+        return File(self._path.name, self._size, self._head, (crc32(head), *self._checksums))
 
     def sync(self) -> None:
         """Sees to it that everything is on the disk, and lets go of the file."""
@@ -145,23 +153,13 @@ class Sink:
     def __del__(self) -> None:  # where an interrupt came between two lines
         self.close()
 
-    def _sum(self, data: memoryview) -> None:
-        while len(data):
-            some = data[: BLOCK - self._filled]
-            self._running = zlib.crc32(some, self._running)
-            self._filled += len(some)
-            data = data[len(some) :]
-            if self._filled == BLOCK:
-                self._checksums.append(self._running)
-                self._running = self._filled = 0
-
 
 class Spring:
     """Reads one file from its first block on. Hands out no byte whose block's checksum was not right."""
 
-    def __init__(self, directory: Path, file: File, worker: Workers) -> None:
-        self._path, self._file, self._worker, self._input = directory / file.name, file, worker, -1
-        self._buffers = [bytearray(min(BLOCK, file.size)) for _ in range(2)]  # one in use, one coming
+    def __init__(self, directory: Path, file: File) -> None:
+        self._path, self._file, self._input = directory / file.name, file, -1
+        self._buffer = memoryview(bytearray(min(BLOCK, file.size)))
         self._input = _open(self._path)
         try:
             status = os.fstat(self._input)
@@ -173,23 +171,25 @@ class Spring:
                     f"{self._path}: expected {file.size:,} bytes, got {size:,} (damaged from byte "
                     f"{min(size, file.size):,} on). Load another copy."
                 )
-            self.head = bytes(self._block(0, bytearray(file.head)))
+            self.head = bytes(self._check(0, memoryview(bytearray(file.head))))
         except BaseException:
-            self._let_go()
+            self.close()
             raise
         self._next = 1
         self._ready = memoryview(b"")
-        self._coming = self._ahead()
 
     def readinto(self, into: memoryview) -> int:
-        """Fills `into` as far as the file goes; returns how far."""
+        """Fills `into` as far as the file goes; returns how far. After an error it holds nothing that can be used."""
         done = 0
         while done < len(into):
             if not len(self._ready):
-                if self._coming is None:
+                if self._next == len(self._file.checksums):
                     break
-                self._ready = self._coming.result()
-                self._coming = self._ahead()
+                number, self._next = self._next, self._next + 1
+                if len(into) - done >= self._size(number):  # the whole block, where it belongs
+                    done += len(self._check(number, into[done:]))
+                    continue
+                self._ready = self._check(number, self._buffer)
             some = self._ready[: len(into) - done]
             into[done : done + len(some)] = some
             self._ready = self._ready[len(some) :]
@@ -203,30 +203,23 @@ class Spring:
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self._coming is not None:
-            with contextlib.suppress(Exception):
-                self._coming.result()
-        self._let_go()
-
-    def _let_go(self) -> None:
         if self._input >= 0:
             file, self._input = self._input, -1
             os.close(file)
 
     def __del__(self) -> None:  # where an interrupt came between two lines
-        self._let_go()
+        self.close()
 
-    def _ahead(self) -> Future[memoryview] | None:
-        """The next block is read and checked while this one is used."""
-        if self._next == len(self._file.checksums):
-            return None
-        number, self._next = self._next, self._next + 1
-        return self._worker.submit(self._block, number, self._buffers[number % 2])
+    def _start(self, number: int) -> int:
+        return 0 if number == 0 else self._file.head + (number - 1) * BLOCK
 
-    def _block(self, number: int, into: bytearray) -> memoryview:
-        start, size = (0, self._file.head) if number == 0 else (self._file.head + (number - 1) * BLOCK, BLOCK)
-        size = min(size, self._file.size - start)
-        data = memoryview(into)[:size]
+    def _size(self, number: int) -> int:
+        return self._file.head if number == 0 else min(BLOCK, self._file.size - self._start(number))
+
+    def _check(self, number: int, into: memoryview) -> memoryview:
+        """Reads a block to where there is room for it, and compares its checksum."""
+        start, size = self._start(number), self._size(number)
+        data = into[:size]
         try:
             size_read = os.preadv(self._input, [data], start)
         except OSError as error:
@@ -234,7 +227,7 @@ class Spring:
                 f"{self._path}: expected to read from byte {start:,} to {start + size:,}, got an error of the disk "
                 f"({error.strerror}). Load another copy."
             ) from error
-        if size_read != size or zlib.crc32(data) != self._file.checksums[number]:
+        if size_read != size or crc32(data) != self._file.checksums[number]:
             raise SnapshotError(
                 f"{self._path}: expected the bytes that were written, got others (between byte {start:,} and "
                 f"{start + size:,}). The file is damaged; load another copy."
@@ -248,8 +241,8 @@ def verify(directory: Path, file: File) -> None:
     Raises:
         SnapshotError: it is not as it was written; says where.
     """
-    with Workers(1) as worker, contextlib.closing(Spring(directory, file, worker)) as spring:
-        into = memoryview(bytearray(BLOCK))
+    into = memoryview(bytearray(BLOCK))
+    with contextlib.closing(Spring(directory, file)) as spring:
         while spring.readinto(into):
             pass
 

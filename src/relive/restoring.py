@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,37 @@ from numpy.typing import NDArray
 from relive._core import Core
 from relive._core import Reader as Native
 from relive.compression import Decompressed, Input
-from relive.disk import File, Spring, Workers
+from relive.disk import File, Spring, ahead
 from relive.errors import SnapshotError
 from relive.schema import Schema
 from relive.snapshot import MANIFEST, Manifest, Segment, npy_head
 from relive.strips import VALUES, Part, parts_of
+
+Extent = tuple[int, int, int]
+Strips = tuple[NDArray[np.uint8], ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows that were read.
+
+    Attributes:
+        lane: whose they are.
+        begin: time of the first.
+        count: of rows.
+        before: what of their segment comes before them.
+        after: what of it is over with them.
+        strips: they themselves, and all that belongs to them.
+        is_open: no transition, but the observation that the newest one's episode goes on with.
+    """
+
+    lane: int
+    begin: int
+    count: int
+    before: Extent
+    after: Extent
+    strips: Strips
+    is_open: bool = False
 
 
 class Restorer:
@@ -26,7 +55,7 @@ class Restorer:
         self._directory, self._manifest, self._core = directory, manifest, core
         self._parts = parts_of(core, schema)
         try:
-            self._strips = self._parts.allocate(self._parts.chunk)
+            self._strips = [self._parts.allocate(self._parts.chunk) for _ in range(2)]  # one in use, one being filled
         except (MemoryError, ValueError) as error:
             raise SnapshotError(
                 f"{directory / MANIFEST}: expected transitions that fit in memory, got {self._parts.row_bytes:,} bytes "
@@ -68,11 +97,9 @@ class Restorer:
             if head - times[lane] > depth:
                 raise self._contradiction()
             self._core.begin_lane(lane, times[lane])
-        with Workers(2) as worker:
-            for segment in self._manifest.segments:
-                self._read(segment, times, worker, is_tail=False)
-            if self._manifest.tail is not None:
-                self._read(self._manifest.tail, times, worker, is_tail=True)
+        with contextlib.closing(ahead(self._pieces())) as pieces:
+            for piece in pieces:
+                self._put(piece, times)
         for lane, (begin, head, _, _) in enumerate(lanes):
             if times[lane] != head or not self._core.end_lane(lane, begin):
                 raise self._contradiction()
@@ -88,13 +115,12 @@ class Restorer:
         kept = [place for place, keeps in enumerate(native.keeps()) if keeps]
         if len(kept) != len(self._manifest.values) or len(self._manifest.epochs) != self._core.num_lanes:
             raise self._contradiction()
-        with Workers(1) as worker:
-            for place, file in zip(kept, self._manifest.values, strict=True):
-                name, dtype = VALUES[place]
-                value = values[place] = np.zeros(live, dtype)
-                with contextlib.closing(self._open(file, Part(name, 0, dtype), live, worker)) as source:
-                    self._take(source, file, value.view(np.uint8).data)
-                    self._end(source, file)
+        for place, file in zip(kept, self._manifest.values, strict=True):
+            name, dtype = VALUES[place]
+            value = values[place] = np.zeros(live, dtype)
+            with contextlib.closing(self._open(file, Part(name, 0, dtype), live)) as source:
+                self._take(source, file, value.view(np.uint8).data)
+                self._end(source, file)
         epochs = np.array(self._manifest.epochs, np.uint64).reshape(-1, 2)
         try:
             good = native.restore(self._manifest.selector, epochs, tuple(values))
@@ -103,7 +129,15 @@ class Restorer:
         if not good:
             raise self._contradiction()
 
-    def _read(self, segment: Segment, times: list[int], worker: Workers, *, is_tail: bool) -> None:
+    def _pieces(self) -> Generator[_Piece]:
+        """Everything that is stored, piece by piece. A piece is good until the one after the next is asked for."""
+        strips = itertools.cycle(self._strips)
+        for segment in self._manifest.segments:
+            yield from self._of_segment(segment, strips, is_tail=False)
+        if self._manifest.tail is not None:
+            yield from self._of_segment(self._manifest.tail, strips, is_tail=True)
+
+    def _of_segment(self, segment: Segment, strips: Iterator[Strips], *, is_tail: bool) -> Generator[_Piece]:
         if len(segment.files) != len(tuple(self._parts)) or segment.extent[0] != sum(e - b for _, b, e in segment.runs):
             raise self._contradiction()
         with contextlib.ExitStack() as stack:
@@ -115,24 +149,19 @@ class Restorer:
                 if file is None:
                     sources.append(None)
                     continue
-                source = self._open(file, part, count, worker)
+                source = self._open(file, part, count)
                 stack.callback(source.close)
                 sources.append((source, file))
             before = (0, 0, 0)
             for lane, begin, end in segment.runs:
-                if lane >= len(times):
+                if lane >= len(self._first):
                     raise self._contradiction()
                 last = end - 1 if is_tail else end
-                while begin < last:
-                    count = min(self._parts.chunk, last - begin)
-                    after = self._move(sources, before, segment.extent, count)
-                    self._put(lane, begin, count, before, after, times)
-                    before, begin = after, begin + count
-                if is_tail:
-                    after = self._move(sources, before, segment.extent, 1)
-                    if times[lane] != end - 1 or after[1:] != before[1:]:
-                        raise self._contradiction()
-                    self._core.copy_open(lane, self._strips)
+                for time in (*range(begin, last, self._parts.chunk), *range(last, end)):
+                    count = 1 if time == last else min(self._parts.chunk, last - time)
+                    into = next(strips)
+                    after = self._read(sources, into, before, segment.extent, count)
+                    yield _Piece(lane, time, count, before, after, into, is_open=time == last)
                     before = after
             if before != segment.extent:
                 raise self._contradiction()
@@ -140,56 +169,50 @@ class Restorer:
                 if pair is not None:
                     self._end(*pair)
 
-    def _move(
-        self,
-        sources: list[tuple[Input, File] | None],
-        before: tuple[int, int, int],
-        extent: tuple[int, int, int],
-        count: int,
-    ) -> tuple[int, int, int]:
+    def _read(
+        self, sources: list[tuple[Input, File] | None], into: Strips, before: Extent, extent: Extent, count: int
+    ) -> Extent:
         """Reads the next rows with all that belongs to them; returns how much was read then."""
-        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
+        for place, (part, strip) in enumerate(zip(self._parts, into, strict=True)):
             if part.per == 0:
                 self._fill(sources[place], strip[:count])
-        counts = self._core.count_rows(self._strips[0], count)
+        counts = self._core.count_rows(into[0], count)
         after = tuple(start + more for start, more in zip(before, counts, strict=True))
         if any(reached > whole for reached, whole in zip(after, extent, strict=True)):
             raise self._contradiction()
-        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
+        for place, (part, strip) in enumerate(zip(self._parts, into, strict=True)):
             if part.per != 0:
                 self._fill(sources[place], strip[: counts[part.per]])
         return after[0], after[1], after[2]
 
-    def _put(
-        self,
-        lane: int,
-        begin: int,
-        count: int,
-        before: tuple[int, int, int],
-        after: tuple[int, int, int],
-        times: list[int],
-    ) -> None:
+    def _put(self, piece: _Piece, times: list[int]) -> None:
         """Gives rows to the core, as far as they are needed."""
+        lane, begin, count = piece.lane, piece.begin, piece.count
+        if piece.is_open:
+            if times[lane] != begin or piece.after[1:] != piece.before[1:]:
+                raise self._contradiction()
+            self._core.copy_open(lane, piece.strips)
+            return
         skipped = min(max(times[lane] - begin, 0), count)
         if skipped == count:
             return
         if begin + skipped != times[lane] or begin + count > self._manifest.lanes[lane][1]:
             raise self._contradiction()
-        counts = self._core.count_rows(self._strips[0], skipped)
-        passed = tuple(start + more for start, more in zip(before, counts, strict=True))
+        counts = self._core.count_rows(piece.strips[0], skipped)
+        passed = tuple(start + more for start, more in zip(piece.before, counts, strict=True))
         arrays = tuple(
             [
-                strip[passed[part.per] - before[part.per] :]
-                for part, strip in zip(self._parts, self._strips, strict=True)
+                strip[passed[part.per] - piece.before[part.per] :]
+                for part, strip in zip(self._parts, piece.strips, strict=True)
             ]
         )
-        if not self._core.copy_in(lane, count - skipped, (passed[0], passed[1], passed[2]), after, arrays):
+        if not self._core.copy_in(lane, count - skipped, (passed[0], passed[1], passed[2]), piece.after, arrays):
             raise self._contradiction()
         times[lane] = begin + count
 
-    def _open(self, file: File, part: Part, count: int, worker: Workers) -> Input:
+    def _open(self, file: File, part: Part, count: int) -> Input:
         """A file of so many entries, after its head."""
-        spring = Spring(self._directory, file, worker)
+        spring = Spring(self._directory, file)
         try:
             source = Decompressed(spring, file.name) if file.name.endswith(".zst") else spring
             if source.head != npy_head(part.dtype, (count, *part.shape)):

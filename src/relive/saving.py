@@ -224,7 +224,6 @@ class _Writing:
     def __init__(self, directory: Path, number: int, compressed: bool) -> None:
         self.directory, self.number, self.compressed = directory, number, compressed
         self.written = 0
-        self._worker = Workers(1)
         self._syncing = Workers(8)
         self._files: list[packing.Output] = []  # still being written, or not on their way to the disk
         self._coming: list[Future[None]] = []  # on their way
@@ -233,7 +232,6 @@ class _Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._worker.__exit__()
         self._syncing.__exit__()
         for file in self._files:
             file.close()
@@ -259,7 +257,7 @@ class _Writing:
     def file(self, name: str, part: Part, number: int) -> packing.Output:
         """A file for the entries of a part."""
         head = packing.HEAD if self.compressed else len(npy_head(part.dtype, (0, *part.shape)))
-        sink = Sink(self.directory, file_name(number, name, self.compressed), head, self._worker)
+        sink = Sink(self.directory, file_name(number, name, self.compressed), head)
         file = packing.Compressed(sink) if self.compressed else sink
         self._files.append(file)
         return file

@@ -134,18 +134,18 @@ def test_paths_that_are_none(path: object) -> None:
 def test_interrupted_loads_leave_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt can come between any two lines, also just after a file was opened."""
     filled().save(tmp_path)
-    opened = disk.Spring._ahead
+    checked = disk.Spring._check
 
-    def interrupted(self: disk.Spring) -> None:
+    def interrupted(self: disk.Spring, number: int, into: memoryview) -> memoryview:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(disk.Spring, "_ahead", interrupted)
+    monkeypatch.setattr(disk.Spring, "_check", interrupted)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with pytest.raises(KeyboardInterrupt):
             relive.load(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
-    monkeypatch.setattr(disk.Spring, "_ahead", opened)
+    monkeypatch.setattr(disk.Spring, "_check", checked)
     assert len(relive.load(tmp_path)) == 50
 
 
