@@ -25,6 +25,7 @@ class SelectorState {
 
   // Reads what is known: all, after a sync. Writes nothing to the selector.
   void copy_out(const SelectorValues& to) const {
+    if (!to.masses && !to.uses) return;  // no places without masses
     uint64_t i = 0;
     each_live([&](uint64_t lane, uint64_t time, uint64_t row) {
       const SelectorLane& seen = it_.lane(lane);

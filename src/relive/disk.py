@@ -248,19 +248,27 @@ def verify(directory: Path, file: File) -> None:
 
 
 def replace(directory: Path, name: str, data: bytes) -> None:
-    """Makes a file appear with these contents, all at once: whoever looks sees the old ones or the new ones.
-
-    What was written to the directory before is on the disk before it appears.
-    """
-    fresh = directory / f"{name}.new"
-    file = _create(fresh)
-    try:
-        _write(file, memoryview(data), fresh)
-        os.fsync(file)
-    finally:
-        os.close(file)
+    """Makes a file appear with these contents, all at once: whoever looks sees the old ones or the new ones."""
+    with contextlib.closing(draft(directory, name, data)) as sink:
+        sink.sync()
     sync_directory(directory)
-    os.rename(fresh, directory / name)  # noqa: PTH104 - all of a snapshot's disk goes through os
+    publish(directory, name)
+
+
+def draft(directory: Path, name: str, data: bytes) -> Sink:
+    """What `publish` makes appear, once it is on the disk, and the names of the directory with it."""
+    sink = Sink(directory, f"{name}.new", 0)
+    try:
+        sink.write(memoryview(data))
+    except BaseException:
+        sink.close()
+        raise
+    return sink
+
+
+def publish(directory: Path, name: str) -> None:
+    """Puts a draft in the place of what was there under its name."""
+    os.rename(directory / f"{name}.new", directory / name)  # noqa: PTH104 - all of a snapshot's disk goes through os
     sync_directory(directory)
 
 

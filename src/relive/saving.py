@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from relive import compression as packing
 from relive._core import Core, release_all
 from relive._core import Reader as Native
-from relive.disk import File, Sink, Workers, locked, make_directory
+from relive.disk import File, Sink, Workers, draft, locked, make_directory, remove, sync_directory
 from relive.errors import ConfigError, SnapshotError
 from relive.schema import Schema
 from relive.snapshot import (
@@ -81,12 +81,13 @@ class Saver:
             ):
                 manifest = self._cut(out, last)
                 manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
+                out.draft(MANIFEST, manifest.encode())
                 out.sync()
                 place = directory.resolve()
                 self._last[place] = (*self._last.get(place, ()), manifest)
-                written = out.written + commit(directory, manifest)
+                commit(directory, manifest)
                 self._last[place] = (manifest,)
-                return written
+                return out.written
         except OSError as error:
             if isinstance(error, SnapshotError):
                 raise
@@ -225,7 +226,7 @@ class _Writing:
         self.directory, self.number, self.compressed = directory, number, compressed
         self.written = 0
         self._syncing = Workers(8)
-        self._files: list[packing.Output] = []  # still being written, or not on their way to the disk
+        self._files: list[packing.Output | Sink] = []  # still being written, or not on their way to the disk
         self._coming: list[Future[None]] = []  # on their way
 
     def __enter__(self) -> _Writing:
@@ -241,14 +242,23 @@ class _Writing:
         files, self._files = self._files, []
         self._coming += [self._syncing.submit(file.sync) for file in files]
         if len(self._coming) >= OPEN:
-            self.sync()
+            self._wait()
 
     def sync(self) -> None:
-        """Sees to it that all files are on the disk."""
-        files, self._files = self._files, []
-        coming, self._coming = [*self._coming, *(self._syncing.submit(file.sync) for file in files)], []
+        """Sees to it that all files are on the disk, and their names: all at once, for one wait."""
+        self.ended()
+        self._coming.append(self._syncing.submit(sync_directory, self.directory))
+        self._wait()
+
+    def _wait(self) -> None:
+        coming, self._coming = self._coming, []
         for result in coming:
             result.result()
+
+    def draft(self, name: str, data: bytes) -> None:
+        """What will appear under this name."""
+        self._files.append(draft(self.directory, name, data))
+        self.written += len(data)
 
     def next_number(self) -> int:
         self.number += 1
@@ -349,6 +359,7 @@ def claimed(
             yield last, number
         except BaseException:
             with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
+                remove(directory / f"{MANIFEST}.new")
                 if os.path.lexists(directory / MANIFEST):
                     # Which of them is there after a loss of power, nobody knows.
                     drop_others(directory, read_manifest(directory), there)

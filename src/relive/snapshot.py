@@ -212,12 +212,10 @@ def _decode(content: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def commit(directory: Path, manifest: Manifest) -> int:
-    """Makes this the directory's snapshot, then drops the files that it does not name. Returns the manifest's bytes."""
-    data = manifest.encode()
-    disk.replace(directory, MANIFEST, data)
+def commit(directory: Path, manifest: Manifest) -> None:
+    """Makes this the directory's snapshot, whose draft is there, then drops the files that it does not name."""
+    disk.publish(directory, MANIFEST)
     drop_others(directory, manifest)
-    return len(data)
 
 
 def drop_others(directory: Path, *manifests: Manifest | None) -> None:
