@@ -18,6 +18,7 @@ from relive.forking import watch
 from relive.mapped import Mmap, Synced, damaged, forget_synced, open_until_end, repair
 from relive.reading import Reader
 from relive.samplers import BuiltIn, Sampler
+from relive.saves import Saves
 from relive.saving import Saver
 from relive.schema import Schema
 from relive.segment import Segment
@@ -168,7 +169,7 @@ def _mapped(
             into.write_out()
         if not attach:
             storage.describe(spec.to_dict())
-        return _engine(spec, core, into, reading, memory)
+        return _engine(spec, core, into, reading, memory, saves=Saves(path))
     except BaseException:
         if not attach:
             storage.discard()
@@ -230,9 +231,16 @@ def _reading(spec: Spec, core: Core, memory: Any, selector_at: int, found: Found
 
 
 def _engine(
-    spec: Spec, core: Core, into: Core | Synced, reading: Reader, memory: Any, *, segment: Segment | None = None
+    spec: Spec,
+    core: Core,
+    into: Core | Synced,
+    reading: Reader,
+    memory: Any,
+    *,
+    segment: Segment | None = None,
+    saves: Saves | None = None,
 ) -> Engine:
     board = np.frombuffer(memory, np.int64, 64, BOARD)
     appender = Appender(into, spec.schema, spec.lanes)
-    saver = Saver(core, reading.native, spec.schema, spec.capacity)
+    saver = Saver(core, reading.native, spec.schema, spec.capacity, saves)
     return Engine(core, into, appender, reading, saver, board, segment)

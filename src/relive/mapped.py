@@ -21,6 +21,7 @@ from relive._core import Core, Found, read_seal, release_all, write_seal
 from relive.checks import as_path, integer
 from relive.errors import ConfigError, SnapshotError
 from relive.forking import Lock
+from relive.saves import SAVES, Saves
 from relive.snapshot import frame, unframe
 
 ARENA, CARD, SYNCED = "arena", "buffer.json", "synced.json"
@@ -78,7 +79,8 @@ class Mmap:
             ) from None
         try:
             _refuse_another(path)  # somebody may have made one, and closed it, before the file was ours
-            disk.remove(path / SYNCED)  # of one that was removed otherwise
+            for name in (SYNCED, SAVES):  # of one that was removed otherwise
+                disk.remove(path / name)
         except BaseException:
             os.close(file)
             raise
@@ -103,7 +105,7 @@ class Mmap:
 
     def discard(self) -> None:
         """Removes what was just allocated: no buffer came of it."""
-        for name in (CARD, SYNCED, ARENA):
+        for name in (CARD, SYNCED, SAVES, ARENA):
             with contextlib.suppress(OSError):
                 disk.remove(Path(self.path) / name)
 
@@ -169,6 +171,7 @@ def repair(path: Path, memory: mmap.mmap, core: Core, history: int) -> tuple[Fou
         good, found, draws = core.repair(), Found.TORN, 0
     else:
         trusted, draws = _trusted(path, core, history)
+        Saves(path).forget()  # some of what was saved may be lost here
         good, found = core.keep(trusted), Found.ZEROED
     if not good:
         raise damaged(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from relive._core import Core, release_all
 from relive._core import Reader as Native
 from relive.disk import File, Sink, Workers, draft, locked, make_directory, remove, sync_directory
 from relive.errors import ConfigError, SnapshotError
+from relive.saves import Saves
 from relive.schema import Schema
 from relive.snapshot import (
     MANIFEST,
@@ -59,15 +60,28 @@ Extent = tuple[int, int, int]
 class Saver:
     """Saves one buffer, into any directories; into each one only what is new since the last time."""
 
-    def __init__(self, core: Core, native: Native, schema: Schema, capacity: int) -> None:
-        self._core, self._native = core, native
+    def __init__(
+        self, core: Core, native: Native, schema: Schema, capacity: int, saves: Saves | None = None
+    ) -> None:
+        """Of a buffer that others may attach to later, `saves` remembers where it was saved to."""
+        self._core, self._native, self._saves = core, native, saves
         self._parts = parts_of(core, schema)
         self._capacity = capacity
         self._last: dict[Path, tuple[Manifest, ...]] = {}  # what we left there, or may have when a save failed
 
     def knows(self, directory: Path, manifest: Manifest) -> None:
         """This buffer's contents were loaded from there."""
-        self._last[directory.resolve()] = (manifest,)
+        place = directory.resolve()
+        self._last[place] = (manifest,)
+        if self._saves and manifest.selector:
+            self._saves.remember(place, [manifest.identity])
+
+    def _ours(self, place: Path, there: Manifest) -> Manifest | None:
+        """What we know of the snapshot in a directory, None if it is another buffer's."""
+        for manifest in self._last.get(place, ()):
+            if manifest.identity == there.identity:
+                return manifest
+        return there if self._saves and there.identity in self._saves.identities(place) else None
 
     def save(self, directory: Path, buffer: dict[str, Any], note: Any, compressed: bool, overwrite: bool) -> int:
         """Saves, see `ReplayBuffer.save`. One thread at a time."""
@@ -76,7 +90,7 @@ class Saver:
         check_note(note)
         try:
             with (
-                claimed(directory, overwrite, self._last) as (last, number),
+                claimed(directory, overwrite, self._ours) as (last, number),
                 _Writing(directory, number, compressed) as out,
             ):
                 manifest = self._cut(out, last)
@@ -85,6 +99,8 @@ class Saver:
                 out.sync()
                 place = directory.resolve()
                 self._last[place] = (*self._last.get(place, ()), manifest)
+                if self._saves:
+                    self._saves.remember(place, [known.identity for known in (last, manifest) if known])
                 commit(directory, manifest)
                 self._last[place] = (manifest,)
                 return out.written
@@ -325,7 +341,7 @@ class _Rows:
 
 @contextlib.contextmanager
 def claimed(
-    directory: Path, overwrite: bool, known: dict[Path, tuple[Manifest, ...]]
+    directory: Path, overwrite: bool, ours: Callable[[Path, Manifest], Manifest | None]
 ) -> Iterator[tuple[Manifest | None, int]]:
     """Takes a directory to save to: the manifest there if we know it, and the number of the next file.
 
@@ -348,8 +364,7 @@ def claimed(
                 if not overwrite:
                     raise
                 number = secrets.randbelow(900_000) + 100_000  # a reader of the old one must not find our files in it
-        ours = known.get(directory.resolve(), ())
-        last = next((manifest for manifest in ours if there is not None and manifest.identity == there.identity), None)
+        last = ours(directory.resolve(), there) if there is not None else None
         if there is not None and last is None and not overwrite:
             raise ConfigError(
                 f"save: expected a directory that is new or holds an earlier save of this buffer, {directory} holds a "
