@@ -430,7 +430,7 @@ class ReplayBuffer:
             SnapshotError: the disk is full or broken, or another process saves there; what was there before stays.
 
         Cost: O(new transitions) written, plus 8 bytes a live transition where the sampler keeps priorities. Memory:
-            about 1 MB, and those 8 bytes.
+            about 2 MB, and those 8 bytes.
         """
         if self._schema is None:
             raise ConfigError("save: expected a schema, got none yet. Give the buffer one, or push first.")

@@ -55,14 +55,13 @@ ROUNDS = 8
 """Of copying while others push. Who pushes faster than the disk writes waits for it after so many."""
 
 Extent = tuple[int, int, int]
+Strips = tuple[NDArray[np.uint8], ...]
 
 
 class Saver:
     """Saves one buffer, into any directories; into each one only what is new since the last time."""
 
-    def __init__(
-        self, core: Core, native: Native, schema: Schema, capacity: int, saves: Saves | None = None
-    ) -> None:
+    def __init__(self, core: Core, native: Native, schema: Schema, capacity: int, saves: Saves | None = None) -> None:
         """Of a buffer that others may attach to later, `saves` remembers where it was saved to."""
         self._core, self._native, self._saves = core, native, saves
         self._parts = parts_of(core, schema)
@@ -241,6 +240,7 @@ class _Writing:
     def __init__(self, directory: Path, number: int, compressed: bool) -> None:
         self.directory, self.number, self.compressed = directory, number, compressed
         self.written = 0
+        self.worker = Workers(1)
         self._syncing = Workers(8)
         self._files: list[packing.Output | Sink] = []  # still being written, or not on their way to the disk
         self._coming: list[Future[None]] = []  # on their way
@@ -249,6 +249,7 @@ class _Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.worker.__exit__()
         self._syncing.__exit__()
         for file in self._files:
             file.close()
@@ -302,26 +303,26 @@ class _Writing:
 
 
 class _Rows:
-    """A segment while its rows are copied."""
+    """A segment while its rows are copied. A piece is written by a thread while the next one is copied."""
 
     def __init__(self, out: _Writing, parts: Parts) -> None:
         self._out, self._parts = out, parts
-        self._strips = parts.allocate(parts.chunk)
+        self._strips = [parts.allocate(parts.chunk) for _ in range(2)]  # for the next piece; being written
         self._number = out.next_number()
-        self._files: list[packing.Output | None] = [None] * len(self._strips)
+        self._files: list[packing.Output | None] = [None] * len(tuple(parts))
+        self._writing: Future[None] | None = None
         self._runs: list[tuple[int, int, int]] = []
         self.extent: Extent = (0, 0, 0)
 
     def copy(self, core: Core, lane: int, begin: int, end: int, held: bool) -> bool:
         """Copies transitions [begin, end) of a lane; False if the first of them was overwritten."""
-        filled = core.copy_out(lane, begin, end, self.extent, (0, 0, 0), self._strips, held)
+        strips = self._strips[0]
+        filled = core.copy_out(lane, begin, end, self.extent, (0, 0, 0), strips, held)
         if filled is None:
             return False
-        for place, (part, strip) in enumerate(zip(self._parts, self._strips, strict=True)):
-            if filled[part.per] * part.entry_bytes == 0:
-                continue
-            file = self._files[place] = self._files[place] or self._out.file(part.name, part, self._number)
-            file.write(strip[: filled[part.per]].reshape(-1).data)
+        self._written()
+        self._writing = self._out.worker.submit(self._write, strips, filled)
+        self._strips.reverse()
         rows, finals, prefixes = (before + now for before, now in zip(self.extent, filled, strict=True))
         self.extent = (rows, finals, prefixes)
         if self._runs and self._runs[-1][0] == lane and self._runs[-1][2] == begin:
@@ -331,12 +332,25 @@ class _Rows:
 
     def finish(self) -> Segment:
         """Ends the files."""
+        self._written()
         files = tuple(
             None if file is None else self._out.done(file, part, self.extent[part.per])
             for file, part in zip(self._files, self._parts, strict=True)
         )
         self._out.ended()
         return Segment(tuple(self._runs), self.extent, files)
+
+    def _write(self, strips: Strips, filled: Extent) -> None:
+        for place, (part, strip) in enumerate(zip(self._parts, strips, strict=True)):
+            if filled[part.per] * part.entry_bytes == 0:
+                continue
+            file = self._files[place] = self._files[place] or self._out.file(part.name, part, self._number)
+            file.write(strip[: filled[part.per]].reshape(-1).data)
+
+    def _written(self) -> None:
+        """Waits for the piece that is being written: what it was copied to is used again."""
+        if self._writing is not None:
+            self._writing.result()
 
 
 @contextlib.contextmanager
