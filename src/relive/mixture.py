@@ -239,6 +239,16 @@ class Mixture:
         """Of the rounding."""
         return self._seed
 
+    @property
+    def draws(self) -> int:
+        """Batches drawn so far."""
+        return self._drawn
+
+    def go_on(self, draws: int) -> None:
+        """Goes on after so many batches of the same seed; how far the parts are, they know themselves."""
+        with self._turn:
+            self._drawn = int(draws)
+
     def _counts(self, n: int) -> list[int]:
         """The parts' numbers of rows in the next batch of `n`: systematic rounding."""
         self._state["state"]["counter"][0] = self._drawn

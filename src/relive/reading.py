@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import itemgetter
 from typing import Any, Literal, NoReturn
@@ -24,6 +24,7 @@ from relive.prefetch import Batches, Beta
 from relive.relabel import relabel
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import FLAG, REWARD, Field, Schema, Tree, flatten, leaves, unflatten
+from relive.strips import parts_of
 from relive.trees import obs_and_next
 from relive.views import Sequences, Transitions, View
 
@@ -137,11 +138,32 @@ class Reader:
         return self._native
 
     def resume(self, seed: int, draws: int) -> None:
-        """Goes on after so many batches; priorities and uses begin anew."""
+        """Goes on after so many batches; epochs, priorities and uses begin anew."""
         state = {"seed": seed, "draws": draws, "largest": 1.0, "heap_changes": 0, "changes": 0}
         state |= dict.fromkeys(("epoch", "epoch_size", "epoch_at"), 0)
-        if not self._native.restore(state, np.zeros((self._core.num_lanes, 2), np.uint64), (None, None, None)):
-            raise AssertionError("a fresh reader refused to go on")
+        self.go_on({**state, "lanes": [(0, 0)] * self._core.num_lanes})
+
+    def position(self) -> dict[str, Any]:
+        """How far its draws and epochs are, as plain values for `go_on`; all there is to a reader without priorities
+        and uses. Nobody may push meanwhile.
+        """
+        num_lanes = self._core.num_lanes
+        lanes, epochs = np.zeros((num_lanes, 4), np.uint64), np.zeros((num_lanes, 2), np.uint64)
+        self._core.lanes(lanes, False)
+        parts = parts_of(self._core, self._schema)
+        done = lanes[:, 1] - lanes[:, 2]  # where what a snapshot has to copy would begin: nothing is left
+        strips, tails = parts.allocate(0), parts.allocate(2 * num_lanes)
+        cut = self._native.cut(done, 0, strips, tails, lanes, epochs, (None, None, None), False)
+        if cut is None or any(self._native.keeps()):
+            raise AssertionError("a reader whose position says too little")
+        return {**cut[2], "lanes": [(int(begin), int(head)) for begin, head in epochs]}
+
+    def go_on(self, position: Mapping[str, Any]) -> None:
+        """Goes on from there; a reader just made, over the same contents. One it cannot be is an AssertionError."""
+        state = dict(position)
+        epochs = np.array(state.pop("lanes"), np.uint64)
+        if not self._native.restore(state, epochs, (None, None, None)):
+            raise AssertionError("a reader refused to go on")
 
     @property
     def draws(self) -> int:

@@ -141,7 +141,6 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train CartPole-v1 --resume=run", r"--resume: expected .* nothing else, got 'CartPole-v1 --resume=run'"),
         ("train CartPole-v1 --offline nowhere.npz", r"nowhere\.npz: expected a dataset, got nothing there"),
         ("train CartPole-v1 --online", r"offline: expected a dataset, as online is set, got None"),
-        ("train CartPole-v1 --offline d.npz --checkpoint-every 9", r"checkpoint_every: expected None with a dataset"),
         (
             "study offline CartPole-v1 --datasets good",
             r"datasets: expected some of random, medium, .*'good'",

@@ -20,9 +20,11 @@ from arena import ID
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import relive
+from relive import interop
 from relive.cli import main
 from relive.dqn import AgentConfig, TrainConfig
 from relive.errors import ConfigError, SnapshotError
+from relive.study.offline import play
 from relive.train import Result, load_config, resume, train
 from relive.train import checkpoint as train_checkpoint
 from relive.train.checkpoint import Checkpoint, checkpoint_step, load_checkpoint, roll_back
@@ -31,7 +33,7 @@ from relive.train.evaluate import Evaluation
 from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Trainer
 from relive.train.prove import _unlike_buffers, differences, prove_resume, shorten
-from relive.train.rundir import WEIGHTS, lock_run, save_config
+from relive.train.rundir import WEIGHTS, lock_run
 from relive.train.stop import StopRequest
 
 TINY = TrainConfig(
@@ -47,6 +49,8 @@ TINY = TrainConfig(
     final_eval_episodes=2,
     agent=AgentConfig(hidden=(16,), batch_size=8, target_every=30),
 )
+ALONE = replace(TINY, offline="data.npz", offline_updates=400)
+BOTH = replace(ALONE, offline_updates=150, online=True, steps=250, offline_share=0.25)
 
 
 class Killed(BaseException):
@@ -54,12 +58,12 @@ class Killed(BaseException):
 
 
 def killed_at(step: int, run: Callable[[], Result]) -> None:
-    """Train, and stop dead once `step` steps are made."""
+    """Train, and stop dead once `step` steps are made; updates from a dataset alone, before them, are some."""
     advance = Trainer.advance
 
     def mortal(trainer: Trainer, log: RunLog) -> None:
         advance(trainer, log)
-        if trainer.state.step >= step:
+        if trainer.place >= step:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -90,16 +94,35 @@ RUNS = {
     "checkpoints that are no multiple of the environments": replace(TINY, steps=399, checkpoint_every=133, num_envs=4),
     "a buffer that is never full": replace(TINY, capacity=1000, env="Acrobot-v1"),
     "rounds of updates": replace(TINY, update_every=48, learning_starts=230),
+    "a dataset alone": replace(ALONE, agent=replace(ALL_OPTIONS, cql_alpha=1.0)),
+    "a dataset, and a checkpoint just before the first step": replace(BOTH, offline_updates=300, checkpoint_every=100),
+    "a dataset, then prioritized steps beside it": replace(BOTH, num_envs=2, sampler="prioritized", agent=ALL_OPTIONS),
+    "a dataset beside steps from the first": replace(BOTH, offline_updates=0, steps=400, sampler="rank-based"),
 }
 
 
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random play of CartPole in a file."""
+    path = tmp_path_factory.mktemp("recorded") / "data.npz"
+    interop.write(interop.of_buffer(play("CartPole-v1", [(None, 1.0, 1.0)], 300)), path)
+    return path
+
+
+@pytest.fixture
+def data(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same as data.npz in the directory that the test works in."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copy(recorded, tmp_path / "data.npz")
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_and_resumed_ends_as_never_stopped(name: str, tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_as_never_stopped(name: str, data: Path, tmp_path: Path) -> None:
     """Bug: anything that a run remembers and its checkpoint does not; an environment that goes on in one of both."""
     config = RUNS[name]
     through = train(config, tmp_path / "through")
     run = killed_run(config, tmp_path / "run", 370)
-    assert 200 <= (checkpoint_step(run) or 0) < 270
+    assert 200 <= (checkpoint_step(run) or 0) <= 300
     resumed = resume(run)
     assert list(differences(tmp_path / "through", run)) == []
     assert {path.name for path in run.iterdir()} >= {"result.json", "summary.md", "curve.png", "last.pt", "best.pt"}
@@ -156,6 +179,12 @@ FORGETFUL: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "generator of the buffer": _one_batch_ahead,
 }
 
+FORGETFUL_OF_DATA: dict[str, Callable[[Checkpoint], Checkpoint]] = {
+    "place in the pass": _lose("data", "passes", lambda data: {**data["passes"], "epoch_at": 0}),
+    "number of the pass": _lose("data", "passes", lambda data: {**data["passes"], "epoch": 1}),
+    "draws of the mixture": _lose("data", "mixed", 0),
+}
+
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -166,6 +195,20 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         train(TINY, place / "through")
         script(patch, 30.0)
         killed_run(TINY, place / "killed", 390)
+    return place / "through", place / "killed"
+
+
+@pytest.fixture(scope="module")
+def twins_with_data(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same of a run from a dataset, killed while it acts."""
+    place = tmp_path_factory.mktemp("twins")
+    config = replace(
+        BOTH, offline=str(recorded), offline_share=0.3, offline_updates=100, steps=200, checkpoint_every=100
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch)
+        train(config, place / "through")
+        killed_run(config, place / "killed", 290)
     return place / "through", place / "killed"
 
 
@@ -190,6 +233,22 @@ def test_a_resume_that_forgets_is_found_out(
     resume(run)
     found = list(differences(through, run))
     assert bool(found) == (what != "nothing"), found
+
+
+@pytest.mark.parametrize("what", ["nothing", *FORGETFUL_OF_DATA])
+def test_a_resume_that_forgets_where_it_was_in_the_data_is_found_out(
+    what: str, twins_with_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: passes that begin anew, batches of the mixture rounded as the first ones were."""
+    script(monkeypatch)
+    through, killed = twins_with_data
+    run = shutil.copytree(killed, tmp_path / "run")
+    forget = FORGETFUL_OF_DATA.get(what, lambda checkpoint: checkpoint)
+    monkeypatch.setattr("relive.train.runs.load_checkpoint", lambda *args: forget(load_checkpoint(*args)))
+    resume(run)
+    found = list(differences(through, run))
+    assert bool(found) == (what != "nothing"), found
+    assert what == "nothing" or any(name.startswith("last.pt") for name in found)
 
 
 def test_environments_that_begin_otherwise_are_found_out(
@@ -226,20 +285,21 @@ def test_buffers_that_differ_in_one_thing_are_found_out(what: str) -> None:
     assert bool(found) == (what != "nothing"), found
 
 
-def test_metrics_and_tensorboard_tell_the_run_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TINY, BOTH], ids=["steps", "a dataset, then steps"])
+def test_metrics_and_tensorboard_tell_the_run_once(config: TrainConfig, data: Path, tmp_path: Path) -> None:
     """Bug: rows after the checkpoint twice, a gap before it, seconds that begin anew."""
-    config = replace(TINY, checkpoint_every=100)
-    run = killed_run(config, tmp_path / "run", 290)
+    run = killed_run(replace(config, checkpoint_every=100), tmp_path / "run", 290)
     before = read_metrics(run)
     resume(run)
     metrics = read_metrics(run)
-    assert metrics["step"].tolist() == list(range(2, 401, 2))
-    kept = int((before["step"] <= 200).sum())
+    place = np.minimum(metrics["updates"], config.updates_before) + metrics["step"]
+    assert place.tolist() == list(range(2, 401, 2))
+    kept = 100
     assert metrics["seconds"][:kept].tolist() == before["seconds"][:kept].tolist()
     assert (np.diff(metrics["seconds"]) >= 0).all()
     board = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    shown = [(event.step, event.value) for event in board.Scalars("train/epsilon")]
-    assert shown == list(zip(metrics["step"], np.float32(metrics["epsilon"]), strict=True))
+    shown = [(event.step, event.value) for event in board.Scalars("train/seconds")]
+    assert shown == list(zip(place, np.float32(metrics["seconds"]), strict=True))
     assert json.loads((run / "result.json").read_text())["seconds"] >= metrics["seconds"][-1]
 
 
@@ -391,19 +451,45 @@ def test_a_lost_manifest_is_damage_and_not_a_checkpoint_that_was_never_due(
         resume(run)
 
 
-def test_runs_from_a_dataset_have_nothing_to_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_dataset_that_is_gone_or_another_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bug: a remedy (--checkpoint-every, --resume) that such runs refuse in turn."""
-    config = replace(TINY, checkpoint_every=None, offline="some.npz")
-    (tmp_path / "run").mkdir()
-    save_config(tmp_path / "run", config)
+    """Bug: draws that go on in other transitions; a path told without what it is relative to."""
+    config = replace(ALONE, eval_every=1000)
+    train(config, tmp_path / "through")
+    run = killed_run(config, tmp_path / "run", 250)
+    before = contents(run)
+    kept = data.rename(tmp_path / "kept.npz")
+
+    def refused(says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            resume(run)
+        assert contents(run) == before
+
+    place = rf"^data\.npz \(in {re.escape(str(tmp_path))}\): expected the "
+    refused(place + r"dataset that the run began with, .* got nothing there\. Put it back, or")
+    whole, began = dict(np.load(kept)), place + "300 transitions that the run began with, got "
+    for name, values in whole.items():  # every array counts, also in its last row
+        if values.shape[:1] == (300,):
+            other = values.copy()
+            other[-1] = 1 - other[-1] if values.dtype.kind != "b" else ~other[-1]
+            np.savez(data, **{**whole, name: other})
+            refused(began + "300 with other contents")
+    data.unlink()
+    interop.write(interop.of_buffer(play("CartPole-v1", [(None, 1.0, 1.0)], 290)), data)
+    refused(began + "290 with other contents. Put them back")
+    monkeypatch.chdir("/")
+    refused(r"^data\.npz \(in /\): expected the dataset .*, or resume where the run was begun\.$")
     monkeypatch.chdir(tmp_path)
-    for args in ("train --resume run", "check run", "check run --resume"):
-        assert main(args.split()) == 2
-        said = capsys.readouterr().err
-        assert "dataset" in said or "some.npz" in said
-        assert not re.search(r"prove_resume|--checkpoint-every|say --resume", said)
+    assert main(["check", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "ok       checkpoint" in said and "relive check data.npz" in said
+    assert main(["info", "run"]) == 0
+    assert "(goes on from update 200)" in capsys.readouterr().out
+    np.savez_compressed(data, **whole)  # what counts is what is in it
+    assert main(["train", "--resume", "run"]) == 0
+    assert "at update 200, its last checkpoint" in capsys.readouterr().out
+    assert list(differences(tmp_path / "through", run)) == []
 
 
 def test_the_snapshot_of_another_buffer_is_no_checkpoint(twins: tuple[Path, Path], tmp_path: Path) -> None:
@@ -546,6 +632,23 @@ def test_the_proof_is_of_the_settings_of_the_run(monkeypatch: pytest.MonkeyPatch
         shorten(config, 6)
 
 
+def test_the_proof_is_of_both_halves_of_a_run_with_a_dataset(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: all the dataset's updates, however many, before the few steps; a budget that counts one of both alone."""
+    alone = shorten(replace(ALONE, offline_updates=20_000), 401)
+    assert (alone.offline_updates, alone.checkpoint_every, alone.length) == (400, 200, 400)
+    both = shorten(replace(BOTH, offline_updates=20_000, num_envs=4), 400)
+    assert (both.offline_updates, both.steps, both.checkpoint_every) == (200, 200, 100)
+    only_steps = shorten(replace(BOTH, offline_updates=0), 400)
+    assert (only_steps.offline_updates, only_steps.steps, only_steps.checkpoint_every) == (0, 400, 200)
+    monkeypatch.setattr("relive.train.prove.PROBE_SECONDS", 0.1)
+    for config in (ALONE, BOTH):
+        assert 64 <= shorten(config, None).length <= 10_000
+    with pytest.raises(ConfigError, match="at least 16, two of every environment and as many updates, got 12"):
+        shorten(replace(BOTH, num_envs=4), 12)
+    with pytest.raises(ConfigError, match="steps: expected at least 2, got 1"):
+        shorten(ALONE, 1)
+
+
 def begin_or_go_on(config: TrainConfig, run_dir: Path) -> None:
     """What a scheduler does with a machine that may vanish; in a process of its own."""
     if checkpoint_step(run_dir) is None:
@@ -572,11 +675,24 @@ def kill_often(config: TrainConfig, run_dir: Path, kills: int, longest: float) -
     raise AssertionError("the last process was killed by somebody else")
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(300, marks=pytest.mark.slow)])
-def test_killed_at_any_instant_it_loses_no_more_than_a_checkpoint(kills: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "source"),
+    [
+        (8, "steps"),
+        (4, "a dataset, then steps"),
+        pytest.param(300, "steps", marks=pytest.mark.slow),
+        pytest.param(300, "a dataset, then steps", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_any_instant_it_loses_no_more_than_a_checkpoint(
+    kills: int, source: str, recorded: Path, tmp_path: Path
+) -> None:
     """Bug: an instant, most of all within a checkpoint, at which the agent and the buffer are of different steps."""
     # A checkpoint every sixth step: most of the time goes into making them.
     config = replace(TINY, steps=30 * kills, checkpoint_every=6, sampler="prioritized", eval_every=100 * kills)
+    if source != "steps":
+        both = {"steps": 15 * kills, "offline_updates": 15 * kills, "online": True, "offline_share": 0.3}
+        config = replace(config, offline=str(recorded), **both)  # type: ignore[arg-type]
     train(config, tmp_path / "through")
     hits = kill_often(config, tmp_path / "run", kills, 0.5)
     assert list(differences(tmp_path / "through", tmp_path / "run")) == []
@@ -590,19 +706,25 @@ def test_killed_at_any_instant_it_loses_no_more_than_a_checkpoint(kills: int, tm
         assert through == run
 
 
-def test_the_proof_kills_a_real_training_and_compares(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", [pytest.param("steps", marks=pytest.mark.slow), "a dataset, then steps"])
+def test_the_proof_kills_a_real_training_and_compares(source: str, recorded: Path, tmp_path: Path) -> None:
     """Bug: a proof of another run, without a kill, or that writes to the run it is about."""
     # Four environments in vector form make no step where they reset: checkpoints a little off the round numbers.
     config = replace(TINY, num_envs=4, sampler="prioritized")
-    run = killed_run(config, tmp_path / "run", 100)
+    if source != "steps":
+        config = replace(config, offline=str(recorded), offline_updates=100, online=True)
+    run = killed_run(config, tmp_path / "run", 50)
     before = contents(run)
     told: list[str] = []
     proof = prove_resume(run, steps=1200, report=told.append)
     assert proof.passed, proof.differences
     assert proof.config == shorten(config, 1200)
     assert len(told) == 3
-    assert (
-        f"Killed {proof.killed_after:.2f} s after its checkpoint at step {proof.resumed_at}. Resuming it." in told[-1]
-    )
-    assert 600 <= proof.resumed_at < 610
+    place, extent = f"step {proof.resumed_at}", "1,200 steps"
+    if source != "steps":
+        extent = "600 updates and 600 steps"
+        place = f"update {proof.resumed_at}" if proof.resumed_at <= 600 else f"step {proof.resumed_at - 600}"
+    assert f"for {extent}, with a checkpoint every {proof.config.checkpoint_every} of them" in told[0]
+    assert f"{proof.killed_after:.2f} s after its first checkpoint. Resuming it from {place}." in told[-1]
+    assert proof.resumed_at % (proof.config.checkpoint_every or 0) < 10
     assert contents(run) == before

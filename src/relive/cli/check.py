@@ -30,7 +30,8 @@ class Options:
     resume: bool = False
     """PATH is a run: prove that it resumes exactly, by training with its settings, killing and resuming."""
     steps: int | None = None
-    """With --resume: steps of each training. None: about half a minute of them."""
+    """With --resume: steps of each training. None: about half a minute of them.
+    Of a run that learns from a dataset alone they are updates; where steps follow, half of them are."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -60,11 +61,6 @@ def _check_run(path: Path) -> Report:
     config = load_config(path)
     whole = Check("checkpoint", "agent, loop and buffer are, byte for byte, as they were saved")
     try:
-        if config.offline is not None:
-            raise ConfigError(
-                f"{path}: expected a run with a checkpoint, got one that learns from a dataset. Such runs make none: "
-                f"there is nothing to check. Its dataset: relive check {shlex.quote(config.offline)}"
-            )
         if checkpoint_step(path) is None and not (path / CHECKPOINT).is_dir():
             raise ConfigError(
                 f"{path}: expected a run with a checkpoint, got one without: it keeps no transitions. Train with "
@@ -77,7 +73,11 @@ def _check_run(path: Path) -> Report:
     replay = path / CHECKPOINT / REPLAY
     if config.ray is None:
         report = check_path(replay)
-        return replace(report, checks=(whole, *report.checks))
+        notes = report.notes
+        if config.offline is not None:
+            empty = "" if report.num_transitions else "no step was made yet, the buffer is empty; "
+            notes += (f"{empty}the dataset is no part of it: relive check {shlex.quote(config.offline)}",)
+        return replace(report, checks=(whole, *report.checks), notes=notes)
     # Each shard is a snapshot, and an episode lies in one of them.
     reports = [check_path(replay / f"shard-{shard:03d}") for shard in range(config.shards)]
     return Report(
@@ -95,6 +95,7 @@ def _of_shard(one: CheckOrFinding, shard: int) -> CheckOrFinding:
 
 def _prove(options: Options) -> int:
     from relive.train.prove import prove_resume
+    from relive.train.rundir import extent_in_words
 
     proof = prove_resume(options.path, steps=options.steps, report=_say if not options.json else _be_quiet)
     if options.json:
@@ -103,7 +104,7 @@ def _prove(options: Options) -> int:
     for difference in proof.differences:
         print(f"  differs  {difference}")
     outcome = "Resumed exactly" if proof.passed else f"Not resumed exactly: {len(proof.differences)} differences"
-    print(f"{outcome}: killed and resumed against trained through, {proof.config.steps:,} steps.")
+    print(f"{outcome}: killed and resumed against trained through, {extent_in_words(proof.config)}.")
     return 0 if proof.passed else 1
 
 

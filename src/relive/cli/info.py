@@ -140,10 +140,10 @@ def size_on_disk(path: Path) -> int:
 
 
 def _of_run(path: Path) -> list[tuple[str, str]]:
-    from relive.train.rundir import CONTENTS, RESULT, load_config, status_in_words
+    from relive.train.rundir import CONTENTS, RESULT, extent_in_words, load_config, status_in_words
 
     config = load_config(path)
-    rows = [("a run", f"{config.env}, seed {config.seed}, {config.steps:,} steps")]
+    rows = [("a run", f"{config.env}, seed {config.seed}, {extent_in_words(config)}")]
     result, status = path / RESULT, ""
     if result.is_file():
         try:
@@ -169,13 +169,14 @@ def _of_run(path: Path) -> list[tuple[str, str]]:
 def _how_to_resume(path: Path, config: "TrainConfig") -> str:
     """What to do about a run that has not come to its end."""
     from relive.train.checkpoint import checkpoint_step
+    from relive.train.rundir import place_in_words
 
     try:
         step = checkpoint_step(path)
     except SnapshotError as error:
         return f"impossible: {error}"
     if step is not None:
-        return f"relive train --resume {shlex.quote(str(path))} (goes on from step {step:,})"
+        return f"relive train --resume {shlex.quote(str(path))} (goes on from {place_in_words(config, step)})"
     return "impossible: " + ("no checkpoint yet" if config.checkpoint_every else "it makes no checkpoints")
 
 

@@ -19,8 +19,8 @@ from relive.train import Result, load_config, new_run_dir, resume, train
 from relive.train.actor import in_words
 from relive.train.checkpoint import checkpoint_step, other_versions
 from relive.train.environments import find_spec, make_env
-from relive.train.rundir import CHECKPOINT, CONTENTS, claim_run_dir, lock_run, refuse_finished
-from relive.train.summary import headline
+from relive.train.rundir import CHECKPOINT, CONTENTS, claim_run_dir, lock_run, place_in_words, refuse_finished
+from relive.train.summary import headline, place_of
 
 DESCRIPTION = (
     "Train a DQN. The defaults are those of the environment named: tuned ones for "
@@ -72,8 +72,8 @@ def run(args: Sequence[str]) -> int:
 def _cut_short(config: TrainConfig) -> str | None:
     """What to say where checkpoints come so often that long episodes are never finished."""
     every, longest = config.checkpoint_every, find_spec(config.env).max_episode_steps
-    if config.actors:
-        return None  # which play on
+    if config.actors or (config.offline is not None and not config.online):
+        return None  # actors play on; who learns from a dataset alone plays nothing
     if every is None or longest is None or every >= longest * config.num_envs:
         return None
     where = f"in each of {config.num_envs} environments" if config.num_envs > 1 else "at most"
@@ -110,16 +110,21 @@ def _resume(run_dir: Path) -> int:
     config = load_config(run_dir)
     with lock_run(run_dir):  # here too, so that a run that cannot be had is the first thing said
         refuse_finished(run_dir)
-    step = checkpoint_step(run_dir)
-    if step is not None:  # else refused in a moment
-        at = f"at step {step:,}, its last checkpoint"
-        print(f"Resuming {config.env}, seed {config.seed}, {at}. Ctrl-C ends it early.\nRun: {run_dir}", flush=True)
+
+    def announce() -> None:
+        at = place_in_words(config, checkpoint_step(run_dir) or 0)
+        print(
+            f"Resuming {config.env}, seed {config.seed}, at {at}, its last checkpoint. Ctrl-C ends it early.\n"
+            f"Run: {run_dir}",
+            flush=True,
+        )
         if config.actors:
             print("Its actors begin new episodes, with other seeds: it goes on, but not bit for bit.", flush=True)
         elif others := other_versions(run_dir):
-            print(f"Made with {', '.join(others)}: it goes on, but perhaps not bit for bit.")
+            print(f"Made with {', '.join(others)}: it goes on, but perhaps not bit for bit.", flush=True)
+
     with spectator(config.length) as report:
-        result = resume(run_dir, report=report)
+        result = resume(run_dir, report=report, begun=announce)
     return _conclude(config, result, run_dir)
 
 
@@ -172,16 +177,17 @@ def _fitting(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
 
 def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     if result.signal:
-        alone = config.offline is not None and result.steps == 0
-        place = f"update {result.updates:,}" if alone else f"step {result.steps:,}"
+        place = place_in_words(config, place_of(config, result))
         outcome = f"Ended by {result.signal} at {place}; everything up to there is written."
         if (step := checkpoint_step(run_dir)) is not None:
-            outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from step {step:,})"
+            at = place_in_words(config, step)
+            outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from {at})"
         elif config.checkpoint_every is not None:
-            first = f"its first was due at step {config.checkpoint_every:,}"
+            first = f"its first was due at {place_in_words(config, config.checkpoint_every)}"
             outcome += f"\nIt cannot be resumed: there is no checkpoint yet, {first}. Train it anew."
     else:
-        outcome = headline(result)[0].upper() + headline(result)[1:]
+        words = headline(config, result)
+        outcome = words[0].upper() + words[1:]
     learning = result.seconds - result.eval_seconds
     width = max(map(len, CONTENTS))
     there = {file: what for file, what in CONTENTS.items() if any(run_dir.glob(file))}

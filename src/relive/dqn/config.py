@@ -188,6 +188,7 @@ class TrainConfig:
     """Stop before `steps` once an evaluation's mean return reaches this. None: train all steps."""
     checkpoint_every: int | None = None
     """Environment steps between two checkpoints, at which every episode is truncated. None: none are made.
+    Updates from a dataset alone count too, before the steps (offline).
     With actors none is truncated, and a resumed run goes on from there, but not bit for bit."""
     threshold: float | None = None
     """Mean return that the final evaluation must reach for the run to count as a success. None: any."""
@@ -270,8 +271,6 @@ class TrainConfig:
             _require(not self.online, "offline", "a dataset, as online is set", self.offline)
             return
         _require(bool(self.offline), "offline", "the path of a dataset", self.offline)
-        without = "None with a dataset, whose passes no checkpoint holds"
-        _require(self.checkpoint_every is None, "checkpoint_every", without, self.checkpoint_every)
         if self.online:
             least = "a number above 0, or offline_updates: else nothing is learned from the dataset"
             _require(self.offline_updates > 0 or self.offline_share > 0, "offline_share", least, self.offline_share)

@@ -21,7 +21,7 @@ from relive.errors import ConfigError, SnapshotError
 from relive.share.ray_union import MANIFEST as SHARDS
 from relive.share.ray_union import read_note as read_union_note
 from relive.snapshot import read_note
-from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, save_weights, write_file
+from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, place_in_words, save_weights, write_file
 from relive.train.summary import versions
 
 REPLAY = "replay"
@@ -35,6 +35,7 @@ class Checkpoint:
     """All that a run is between two steps, but for its environments and actors, which begin anew."""
 
     step: int
+    """How far it is: updates from a dataset alone, then environment steps."""
     agent: dict[str, Any]
     """`DQN.state_dict()`."""
     loop: dict[str, Any]
@@ -45,6 +46,8 @@ class Checkpoint:
     """`relive.train.acting.Replay`; of one that was read and lies in shards, the path, as Ray's hosts read it."""
     acting: dict[str, Any] = field(default_factory=dict)
     """`Acting.state_dict()`."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """`Dataset.state_dict()`, of a run that learns from one."""
 
 
 def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) -> None:
@@ -59,8 +62,7 @@ def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) 
     folder.mkdir(exist_ok=True)
     file = folder / f"agent-{checkpoint.step}.pt"
     state = {"config": config.to_dict(), "agent": checkpoint.agent, "loop": checkpoint.loop}
-    if checkpoint.acting:
-        state["acting"] = checkpoint.acting
+    state |= {name: some for name in ("acting", "data") if (some := getattr(checkpoint, name))}
     data = io.BytesIO()
     torch.save(state | {"metrics": checkpoint.metrics}, data)
     write_file(file, data.getvalue())
@@ -72,7 +74,7 @@ def save_checkpoint(run_dir: Path, config: TrainConfig, checkpoint: Checkpoint) 
 
 
 def checkpoint_step(run_dir: Path) -> int | None:
-    """The step of a run's checkpoint; None if it has none.
+    """How far a run's checkpoint is, see `Checkpoint.step`; None if it has none.
 
     Raises:
         SnapshotError: it is damaged.
@@ -110,7 +112,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None 
     _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
     path = run_dir / CHECKPOINT / REPLAY
     buffer = relive.load(path, storage=storage) if config.ray is None else path
-    return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer, state.get("acting", {}))
+    more = {name: state.get(name, {}) for name in ("acting", "data")}
+    return Checkpoint(note["step"], state["agent"], state["loop"], state["metrics"], buffer, **more)
 
 
 def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
@@ -132,12 +135,10 @@ def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
             f"{_manifest(run_dir)}: expected the manifest of the checkpoint, found no such file: it is damaged, "
             "or the run was killed while it wrote its first. Put the file back from a copy, or train anew."
         )
-    if config.offline is not None:
-        why = "those that learn from a dataset make none"
-    elif every is None:
-        why = "--checkpoint-every N makes one every N steps"
+    if every is None:
+        why = f"--checkpoint-every N makes one every N {'updates, then steps' if config.offline else 'steps'}"
     else:
-        why = f"its first was due at step {every}"
+        why = f"its first was due at {place_in_words(config, every)}"
     raise ConfigError(f"{run_dir}: expected a run with a checkpoint, found none ({why}). Train it anew.")
 
 

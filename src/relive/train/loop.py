@@ -18,7 +18,7 @@ from relive.train.checkpoint import Checkpoint, save_checkpoint
 from relive.train.environments import Envs
 from relive.train.evaluate import EVALUATION_SEED, Evaluation, evaluate, greedy
 from relive.train.log import Row, RunLog
-from relive.train.offline import beside, read_dataset
+from relive.train.offline import Dataset
 from relive.train.rundir import save_weights
 from relive.train.schedules import beta_at, updates_owed
 from relive.train.state import LoopState, LossMeter
@@ -94,12 +94,12 @@ class Trainer:
             self.state.load_state_dict(checkpoint.loop)
         self._acting = self._begin_acting(envs, checkpoint)
         self.buffer = self._acting.buffer
-        self._data: relive.ReplayBuffer | None = None
+        self._data: Dataset | None = None
         self._source: Source = self.buffer
         if config.offline is not None:
             assert isinstance(self.buffer, relive.ReplayBuffer)  # no actors then
-            self._data = read_dataset(config, self.buffer)
-            self._source = beside(self._data, self.buffer, config)
+            self._data = Dataset(config, self.buffer, None if checkpoint is None else checkpoint.data)
+            self._source = self._data.beside
         self._reported = time.perf_counter()
         self._began = self._reported - self.state.seconds
         self._cpu_began = time.process_time() - self.state.cpu_seconds
@@ -191,15 +191,17 @@ class Trainer:
 
     def _make_checkpoint(self, log: RunLog) -> None:
         state = self.state
-        self._acting.begin_episodes(state)  # what an environment is in the midst of cannot be saved
+        if state.step:  # what an environment is in the midst of cannot be saved
+            self._acting.begin_episodes(state)
         self._read_clocks()
         checkpoint = Checkpoint(
-            state.step,
+            self.place,
             self.agent.state_dict(),
             state.state_dict(),
             log.text(),
             self.buffer,
             self._acting.state_dict(),
+            {} if self._data is None else self._data.state_dict(),
         )
         try:
             save_checkpoint(self.run_dir, self.config, checkpoint)
@@ -209,7 +211,7 @@ class Trainer:
     def _learn(self) -> None:
         config = self.config
         alone = self.state.updates < config.updates_before  # with the dataset
-        source = self._data if self._data is not None and alone else self._source
+        source = self._data.alone if self._data is not None and alone else self._source
         by_priority = self._by_priority and not alone
         beta = beta_at(config, self.state.step) if by_priority else None
         self._acting.admit(config.agent.batch_size)

@@ -21,7 +21,8 @@ from relive.errors import ConfigError
 from relive.train.checkpoint import checkpoint_step, load_checkpoint
 from relive.train.log import METRICS, RunLog, read_metrics
 from relive.train.loop import Trainer
-from relive.train.rundir import WEIGHTS, load_config
+from relive.train.offline import refuse_missing
+from relive.train.rundir import WEIGHTS, extent_in_words, load_config, place_in_words
 from relive.train.runs import stage
 
 WALL_TIMES = frozenset({"seconds", "cpu_seconds", "eval_seconds", "row_seconds", "steps_per_second"})
@@ -34,7 +35,7 @@ PROBE_SECONDS = 2.0
 """Wall time in which the speed is measured that says how far `BUDGET_SECONDS` reach."""
 
 LONGEST = 10_000
-"""Most steps of a training where nobody says how many."""
+"""Most steps of a training (updates from a dataset and steps together) where nobody says how many."""
 
 DRAWS = 8
 """Batches that two buffers must draw alike."""
@@ -57,9 +58,9 @@ class Proof:
     config: TrainConfig
     """What was trained: the run's own settings, shortened."""
     resumed_at: int
-    """Step of the checkpoint that the killed training went on from."""
+    """Place of the checkpoint that the killed training went on from; updates from a dataset count before steps."""
     killed_after: float
-    """Seconds from that checkpoint to the kill."""
+    """Seconds from the first checkpoint to the kill."""
     differences: tuple[str, ...]
     """What was not the same in the end, in words; empty where the run resumes exactly."""
 
@@ -75,64 +76,78 @@ def prove_resume(
     """Train with a run's settings twice, once killed and resumed, and compare what is left, bit for bit.
 
     Both trainings are new, in a directory that is removed again; the run itself is only read. They make a checkpoint
-    half way and at the end; evaluations and the buffer are cut down so that both matter in so few steps. The second is
-    a process of its own, killed by SIGKILL at a random instant after its first checkpoint, and goes on by
-    `relive train --resume`.
+    half way and at the end, and with a dataset and steps after it in the midst of both; evaluations and the buffer are
+    cut down so that both matter in so few steps. The second is a process of its own, killed by SIGKILL at a random
+    instant after its first checkpoint, and goes on by `relive train --resume`.
 
     Args:
         run_dir: whose settings; the run need not have checkpoints of its own.
-        steps: of each training. None: as many as take half a minute in all, at most 10,000.
+        steps: of each training; from a dataset alone updates, with steps after it half of them updates. None: as many
+            as take half a minute in all, at most 10,000.
         report: told in words what goes on.
 
     Returns:
         Proof: with every difference between agents, loops, metrics (but for wall times), weights and buffers.
 
     Raises:
-        ConfigError: not a run, one that learns from a dataset alone, or fewer steps than two of every environment.
+        ConfigError: not a run, one with actors or whose dataset is gone, or fewer steps than two of every environment
+            (four, where half of them are updates).
         OSError: a training failed.
 
     Cost: about 4.5 * steps environment steps with their updates.
     """
-    config = shorten(load_config(run_dir), steps)
-    half = config.steps // 2
+    config = load_config(run_dir)
+    refuse_missing(config)
+    config = shorten(config, steps)
+    every = config.checkpoint_every
+    assert every is not None
     with TemporaryDirectory(prefix="relive-resume-") as name:
         through, killed = Path(name) / "through", Path(name) / "killed"
-        report(f"Training in {config.env} for {config.steps:,} steps, with a checkpoint at {half:,} and at the end.")
+        report(f"Training in {config.env} for {extent_in_words(config)}, with a checkpoint every {every:,} of them.")
         _finish(_begin(config, through))
-        metrics = read_metrics(through)
-        second_half = float(metrics["seconds"][-1] - np.interp(half, metrics["step"], metrics["seconds"]))
+        after_first = _seconds_after(config, every, through)
         report("The same again, in a process that will be killed.")
-        resumed_at, killed_after = _train_and_kill(config, killed, second_half)
-        report(f"Killed {killed_after:.2f} s after its checkpoint at step {resumed_at:,}. Resuming it.")
+        resumed_at, killed_after = _train_and_kill(config, killed, after_first)
+        place = place_in_words(config, resumed_at)
+        report(f"Killed {killed_after:.2f} s after its first checkpoint. Resuming it from {place}.")
         _finish(_start("-m", "relive", "train", "--resume", str(killed)))
         return Proof(config, resumed_at, killed_after, tuple(differences(through, killed)))
+
+
+def _seconds_after(config: TrainConfig, place: int, run_dir: Path) -> float:
+    """Wall time of a run from this place to its end, about."""
+    metrics = read_metrics(run_dir)
+    places = np.minimum(metrics["updates"], config.updates_before) + metrics["step"]
+    return float(metrics["seconds"][-1] - np.interp(place, places, metrics["seconds"]))
 
 
 def shorten(config: TrainConfig, steps: int | None) -> TrainConfig:
     """The settings of a run for so few steps that learning, evictions and evaluations still happen in either half.
 
+    Of a run that learns from a dataset and acts after that, one half are updates from the dataset alone; either half
+    has a checkpoint in its midst.
+
     Raises:
-        ConfigError: fewer steps than two of every environment.
+        ConfigError: with actors; too few steps for two of every environment.
     """
-    if config.offline is not None:
-        raise ConfigError(
-            f"resuming: expected a run without a dataset, got one that learns from {config.offline}. Such runs make no "
-            "checkpoint: there is nothing to prove."
-        )
     if config.actors:
         raise ConfigError(
             f"resuming: expected a run without actors, got one with {config.actors}. Their steps come in an order of "
             "their own: such runs go on from their checkpoint, but two of them never end the same, bit for bit."
         )
-    half = _affordable(config) // 2 if steps is None else steps // 2
-    if half < config.num_envs:
-        raise ConfigError(
-            f"steps: expected at least {2 * config.num_envs}, two of every environment, got {steps}. Give more."
-        )
+    parts = 2 if config.online and config.updates_before else 1
+    half = (_affordable(config) if steps is None else steps) // parts // 2
+    acting = config.length > config.updates_before
+    least = config.num_envs if acting else 1
+    if half < least:
+        each = ", two of every environment" if acting else ""
+        each += " and as many updates" if parts == 2 else ""
+        raise ConfigError(f"steps: expected at least {2 * parts * least}{each}, got {steps}. Give more.")
     room = math.ceil(1.5 * half / config.num_envs) * config.num_envs
     return replace(
         config,
-        steps=2 * half,
+        steps=2 * half if acting else config.steps,
+        offline_updates=2 * half if config.updates_before else config.offline_updates,
         checkpoint_every=half,
         capacity=min(config.capacity, max(room, 100 * config.num_envs)),
         learning_starts=min(config.learning_starts, half // 4),
@@ -158,6 +173,15 @@ def _affordable(config: TrainConfig) -> int:
         eval_every=10**9,
         stop_return=None,
     )
+    probes = [probe]
+    if config.updates_before:  # those, and the steps after them if there are any, take the same share of the training
+        probes = [replace(probe, offline_updates=updates) for updates in ((10**9, 1) if config.online else (10**9,))]
+    seconds = sum(_seconds_each(one) for one in probes) / len(probes)
+    return int(np.clip(BUDGET_SECONDS / 4.5 / seconds, 16 * config.num_envs, LONGEST))
+
+
+def _seconds_each(probe: TrainConfig) -> float:
+    """Wall time of a step, or of an update from a dataset alone, with what belongs to it."""
     with TemporaryDirectory(prefix="relive-probe-") as name, stage(probe) as (envs, stop), RunLog(Path(name)) as log:
         trainer = Trainer(probe, envs, Path(name), stop, lambda progress: None)
         began = time.perf_counter()
@@ -165,8 +189,7 @@ def _affordable(config: TrainConfig) -> int:
             trainer.advance(log)
             if stop():
                 raise KeyboardInterrupt
-        rate = trainer.state.step / (time.perf_counter() - began)
-    return int(np.clip(rate * BUDGET_SECONDS / 4.5, 16 * config.num_envs, LONGEST))
+        return (time.perf_counter() - began) / trainer.place
 
 
 def _start(*args: str) -> subprocess.Popen[str]:
@@ -189,10 +212,11 @@ def _finish(process: subprocess.Popen[str]) -> None:
         raise OSError(f"training: expected it to succeed, got: {last}")
 
 
-def _train_and_kill(config: TrainConfig, run_dir: Path, second_half: float) -> tuple[int, float]:
-    """Leave a run behind that was killed at a random instant after its first checkpoint; its step, the seconds between.
+def _train_and_kill(config: TrainConfig, run_dir: Path, longest: float) -> tuple[int, float]:
+    """Leave a run behind that was killed at a random instant after its first checkpoint.
 
-    A process that was quicker than the kill is started again, and killed sooner.
+    Returns the place of the checkpoint it goes on from, and the seconds from the first one, at most `longest`, to the
+    kill. A process that was quicker than the kill is started again, and killed sooner.
     """
     for attempt in range(8):
         path = run_dir.with_name(f"{run_dir.name}-{attempt}")
@@ -200,7 +224,7 @@ def _train_and_kill(config: TrainConfig, run_dir: Path, second_half: float) -> t
         try:
             while checkpoint_step(path) is None and process.poll() is None:
                 time.sleep(0.002)
-            after = random.uniform(0.0, second_half) * 0.5**attempt
+            after = random.uniform(0.0, longest) * 0.5**attempt
             time.sleep(after)
         finally:
             process.kill()
@@ -209,10 +233,12 @@ def _train_and_kill(config: TrainConfig, run_dir: Path, second_half: float) -> t
             assert process.stderr is not None
             process.stderr.close()
         step = checkpoint_step(path)
-        if process.returncode < 0 and step is not None and step < config.steps:
+        if process.returncode < 0 and step is not None and step < config.length:
             path.rename(run_dir)
             return step, after
-    raise OSError(f"kill: expected to hit a training of {config.steps:,} steps, it was always over before. Give more.")
+    raise OSError(
+        f"kill: expected to hit a training of {extent_in_words(config)}, it was always over before. Give more."
+    )
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
@@ -222,7 +248,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
     """
     config = load_config(one)
     a, b = load_checkpoint(one, config), load_checkpoint(other, config)
-    for name in ("step", "agent", "loop"):
+    for name in ("step", "agent", "loop", "data"):
         yield from _unlike(name, getattr(a, name), getattr(b, name))
     for file in WEIGHTS.values():
         yield from _unlike(file, *(torch.load(run / file, weights_only=True) for run in (one, other)))

@@ -131,6 +131,20 @@ def status_in_words(status: str, config: TrainConfig) -> str:
     return status
 
 
+def extent_in_words(config: TrainConfig) -> str:
+    """How long a run is, for people."""
+    updates, steps = f"{config.updates_before:,} updates", f"{config.steps:,} steps"
+    if config.length == config.updates_before:
+        return updates
+    return f"{updates} and {steps}" if config.updates_before else steps
+
+
+def place_in_words(config: TrainConfig, place: int) -> str:
+    """A place in a run of `config.length`, for people: its update, while it learns from a dataset alone; its step."""
+    alone = config.offline is not None and (place <= config.updates_before or not config.online)
+    return f"update {place:,}" if alone else f"step {place - config.updates_before:,}"
+
+
 def refuse_finished(run_dir: Path) -> None:
     """Refuse a run that has come to its end.
 

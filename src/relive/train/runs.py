@@ -59,24 +59,27 @@ def train(
             return _run(trainer, RunLog(run_dir, updates_before=config.updates_before), stop)
 
 
-def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
+def resume(
+    run_dir: Path, *, report: Report = lambda progress: None, begun: Callable[[], None] = lambda: None
+) -> Result:
     """Go on with a run from its last checkpoint, as if it had never stopped.
 
     On the CPU, with the same versions, it ends bit for bit as it would have: the same weights, metrics (but for wall
     times) and buffer. What came after the checkpoint is dropped and done again. A run with actors goes on from the same
     agent, loop and buffer, but not bit for bit: its actors begin new episodes, with other seeds. One on a Ray connects
-    to the same address, or starts one of its own again.
+    to the same address, or starts one of its own again. A dataset is read again from where it was.
 
     Args:
         run_dir: a run made with `checkpoint_every` that was interrupted or killed.
         report: as for `train`.
+        begun: the same.
 
     Returns:
         Result: that of the whole run.
 
     Raises:
-        ConfigError: not a run, one that is finished or still running, one without a checkpoint, or other settings than
-            it was begun with.
+        ConfigError: not a run, one that is finished or still running, one without a checkpoint, or other settings or
+            another dataset than it was begun with.
         SnapshotError: the checkpoint is damaged.
     """
     config = load_config(run_dir)
@@ -86,8 +89,10 @@ def resume(run_dir: Path, *, report: Report = lambda progress: None) -> Result:
             run_dir, config, relive.SharedMemory() if config.actors and config.ray is None else None
         )
         with closing(Trainer(config, envs, run_dir, stop, report, checkpoint)) as trainer:
+            begun()
             roll_back(run_dir, trainer.state.best_weights)
-            return _run(trainer, RunLog(run_dir, checkpoint.metrics, checkpoint.step), stop)
+            log = RunLog(run_dir, checkpoint.metrics, checkpoint.step, config.updates_before)
+            return _run(trainer, log, stop)
 
 
 @contextmanager

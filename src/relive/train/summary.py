@@ -12,7 +12,17 @@ from relive.dqn import AgentConfig, TrainConfig
 from relive.train.acting import Shards
 from relive.train.actor import in_words
 from relive.train.evaluate import Evaluation
-from relive.train.rundir import ACTORS, CHECKPOINT, CONTENTS, CURVE, RESULT, SUMMARY, status_in_words, write_file
+from relive.train.rundir import (
+    ACTORS,
+    CHECKPOINT,
+    CONTENTS,
+    CURVE,
+    RESULT,
+    SUMMARY,
+    place_in_words,
+    status_in_words,
+    write_file,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
     lines = [
         f"# {name}",
         "",
-        f"DQN on {config.env}, seed {config.seed}: **{headline(result)}**",
+        f"DQN on {config.env}, seed {config.seed}: **{headline(config, result)}**",
         "",
         f"![learning curve]({CURVE})",
         "",
@@ -112,17 +122,22 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
     lines += ["", "## Settings that are not the defaults", ""]
     lines += changed_settings(config) or ["None."]
     lines += ["", "## Files", "", "| file | holds |", "|---|---|"]
-    without = {CHECKPOINT} if result.steps < (config.checkpoint_every or math.inf) else set()
+    without = {CHECKPOINT} if place_of(config, result) < (config.checkpoint_every or math.inf) else set()
     without |= set() if config.actors else {ACTORS}
     lines += [f"| `{file}` | {what} |" for file, what in CONTENTS.items() if file not in without]
     lines += ["", "Made with " + ", ".join(f"{key} {value}" for key, value in versions().items()) + "."]
     return "\n".join(lines) + "\n"
 
 
+def place_of(config: TrainConfig, result: Result) -> int:
+    """How far the run came, of `config.length`."""
+    return min(result.updates, config.updates_before) + result.steps
+
+
 def _kept(config: TrainConfig, result: Result) -> str:
     """Where in the run the weights are from."""
-    step = result.kept_step - config.updates_before
-    return f"step {step:,}" if step > 0 or config.offline is None else f"update {result.kept_step:,} (no step yet)"
+    words = place_in_words(config, result.kept_step)
+    return f"{words} (no step yet)" if words.startswith("update") else words
 
 
 def _course(config: TrainConfig, result: Result) -> list[str]:
@@ -158,10 +173,10 @@ def _shards(config: TrainConfig, result: Result) -> list[str]:
     return [f"| buffer | {one} with {each} transitions; {lost} lost{restarts} |"]
 
 
-def headline(result: Result) -> str:
+def headline(config: TrainConfig, result: Result) -> str:
     """The outcome in one sentence."""
     if result.final is None:
-        return f"interrupted at step {result.steps:,}; not evaluated."
+        return f"interrupted at {place_in_words(config, place_of(config, result))}; not evaluated."
     reached = f"greedy return {result.final}"
     if result.passed is None:
         return f"{reached}."
