@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ LIBVER = ("v110", "v110")
 
 CHUNK_BYTES = 1 << 16
 """An HDF5 chunk has about so many bytes."""
+
+COMPACT_BYTES = 60_000
+"""A whole array of at most so many bytes lies in its header: one place, one checksum. HDF5 takes 64 KiB."""
+
+POUR_BYTES = 1 << 20
+"""Bytes that are written to the disk at a time, where they follow one another."""
 
 
 @contextlib.contextmanager
@@ -45,8 +51,10 @@ class Disk:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: FileIO = path.open("w+b", buffering=0)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self._error: BaseException | None = None
+        self._waiting, self._begin = bytearray(), 0  # HDF5 writes thousands of small pieces, most one after another
+        self._place = 0
 
     def check(self) -> None:
         """Raises what went wrong, such as OSError of a full disk. Call it often: what follows is for nothing."""
@@ -54,41 +62,63 @@ class Disk:
             raise self._error
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
     # What h5py calls from within HDF5:
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
+        size = memoryview(data).nbytes
         try:
-            while self._error is None and rest:
-                rest = rest[self._file.write(rest) :]
+            if self._place != self._begin + len(self._waiting):
+                self.flush()
+                self._begin = self._place
+            self._waiting += data
+            if len(self._waiting) >= POUR_BYTES:
+                self.flush()
         except BaseException as error:  # an interrupt does no less harm
-            self._error = error
+            self._error = self._error or error
+        self._place += size
         return size
 
+    def flush(self) -> None:
+        try:
+            rest = memoryview(self._waiting)
+            while self._error is None and rest:
+                done = os.pwrite(self._file, rest, self._begin)
+                rest, self._begin = rest[done:], self._begin + done
+        except BaseException as error:
+            self._error = self._error or error
+        self._waiting, self._begin = bytearray(), self._place
+
     def truncate(self, size: int) -> int:
+        self.flush()
         try:
             if self._error is None:
-                self._file.truncate(size)
+                os.ftruncate(self._file, size)
         except BaseException as error:
             self._error = error
         return size
 
-    def flush(self) -> None: ...
-
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        if whence == os.SEEK_END:
+            self.flush()
+            offset += os.fstat(self._file).st_size
+        self._place = offset
+        return offset
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._place
 
     def read(self, size: int = -1) -> bytes:
-        return self._file.read(size) or b""
+        self.flush()
+        data = os.pread(self._file, size if size >= 0 else os.fstat(self._file).st_size, self._place)
+        self._place += len(data)
+        return data
 
     def readinto(self, buffer: Any) -> int:
-        return self._file.readinto(buffer) or 0
+        data = self.read(memoryview(buffer).nbytes)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
 
 
 @contextlib.contextmanager
@@ -111,7 +141,12 @@ def writing(path: Path, **options: Any) -> Iterator[tuple[Any, Disk]]:
         except Exception:
             disk.check()  # that is why
             raise
+        disk.flush()
         disk.check()
+
+
+ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+"""What h5py raises at what it cannot read."""
 
 
 @contextlib.contextmanager
@@ -123,7 +158,7 @@ def naming(path: Path, key: str) -> Iterator[None]:
         raise
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except ERRORS as error:
         said = str(error).partition("\n")[0].rstrip(".")
         raise DatasetError(f"{path}: {key}: expected HDF5, got what cannot be read ({said}).") from None
 
@@ -211,6 +246,50 @@ def create(group: Any, name: str, field: Field, first: NDArray[Any] | None = Non
     )
 
 
+class Maker:
+    """Makes groups and arrays by HDF5's own calls: for a short array h5py's objects cost several times as much."""
+
+    def __init__(self) -> None:
+        h5py = require("h5py")
+        self._h5 = h5py
+        self._links = {}
+        for ascii_only in (True, False):
+            self._links[ascii_only] = links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+            links.set_create_intermediate_group(True)
+            links.set_char_encoding(h5py.h5t.CSET_ASCII if ascii_only else h5py.h5t.CSET_UTF8)
+        self._compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._compact.set_layout(h5py.h5d.COMPACT)
+        self._compact.set_obj_track_times(False)
+        self._number, self._scalar = h5py.h5t.py_create(np.dtype(np.int64)), h5py.h5s.create(h5py.h5s.SCALAR)
+        self._types: dict[np.dtype[Any], Any] = {}
+        self._spaces: dict[tuple[int, ...], Any] = {}
+
+    def group(self, parent: Any, name: str) -> Any:
+        """A new group in a group (h5py's low-level one, `.id` of the other)."""
+        return self._h5.h5g.create(parent, name.encode(), self._links[name.isascii()])
+
+    def number(self, group: Any, name: str, value: int) -> None:
+        """A new attribute, int64."""
+        attribute = self._h5.h5a.create(group, name.encode(), self._number, self._scalar)
+        attribute.write(np.array(value, np.int64))
+
+    def array(self, group: Any, name: str, values: NDArray[Any], *, grows: bool) -> None:
+        """A new dataset: one that can grow; in its header if it need not and is short."""
+        if grows or not 0 < values.nbytes <= COMPACT_BYTES:
+            create(self._h5.Group(group), name, Field(values.dtype, values.shape[1:]), values)
+            return
+        kind = self._types.get(values.dtype)
+        if kind is None:
+            kind = self._types[values.dtype] = self._h5.h5t.py_create(values.dtype, logical=True)
+        space = self._spaces.get(values.shape)
+        if space is None:
+            if len(self._spaces) >= 1024:
+                self._spaces.clear()
+            space = self._spaces[values.shape] = self._h5.h5s.create_simple(values.shape)
+        data = self._h5.h5d.create(group, name.encode(), kind, space, self._compact, self._links[name.isascii()])
+        data.write(self._h5.h5s.ALL, self._h5.h5s.ALL, np.ascontiguousarray(values), kind)
+
+
 def append(dataset: Any, values: NDArray[Any]) -> None:
     """Adds rows at the end."""
     start = dataset.shape[0]
@@ -222,3 +301,97 @@ def rows_of_dataset(path: Path, name: str, dataset: Any, start: int, stop: int) 
     """Rows [start, stop)."""
     with naming(path, name):
         return np.asarray(dataset[start:stop])
+
+
+class Column:
+    """A dataset that many groups have, and is read by HDF5's own calls where it is just as expected.
+
+    For a short array h5py's objects cost several times as much. What is not as expected is left to them, and to `find`.
+
+    Args:
+        name: in the group, parts between slashes.
+        leaf: what a row is.
+        kind: its type in the file; None: as we write it.
+        careful: False where `names_no_files` is true of the file.
+    """
+
+    def __init__(self, name: str, leaf: Field, kind: Any = None, *, careful: bool = True) -> None:
+        self._h5 = h5py = require("h5py")
+        parts = name.encode().split(b"/")
+        self._names = [b"/".join(parts[: end + 1]) for end in range(len(parts))]
+        self.field, self.dtype, self.shape = leaf, leaf.itemdtype, leaf.shape
+        self._memory = h5py.h5t.py_create(leaf.itemdtype, logical=True)
+        self._kind = self._memory if kind is None else kind
+        self._careful = careful
+
+    def open(self, group: Any) -> tuple[Any, tuple[int, ...]] | None:
+        """The dataset in a group and its shape; None: it is not as expected, or its data lie in another file.
+
+        Args:
+            group: h5py's low-level one.
+        """
+        h5d, links = self._h5.h5d, group.links
+        try:
+            if any(links.get_info(name).type != self._h5.h5l.TYPE_HARD for name in self._names):
+                return None
+            data = h5d.open(group, self._names[-1])
+        except (KeyError, TypeError, ValueError):  # nothing, or a group
+            return None
+        # External data have no place in this file, virtual ones are of a layout of their own.
+        if (
+            self._careful
+            and data.get_offset() is None
+            and data.get_create_plist().get_layout() not in (h5d.COMPACT, h5d.CHUNKED)
+        ):
+            return None
+        shape: tuple[int, ...] = data.get_space().get_simple_extent_dims()
+        if not shape or shape[1:] != self.shape or data.get_type() != self._kind:
+            return None
+        return data, shape
+
+    def read(self, group: Any, into: NDArray[Any]) -> bool:
+        """Fills `into` [T, *shape], contiguous, with all of the dataset; False: it is not as expected, see `open`."""
+        found = self.open(group)
+        if found is None or found[1] != into.shape:
+            return False
+        self.take(found[0], into)
+        return True
+
+    def take(self, data: Any, into: NDArray[Any]) -> None:
+        """Fills `into` with what was opened."""
+        if into.size:
+            data.read(self._h5.h5s.ALL, self._h5.h5s.ALL, into, self._memory)
+
+
+def names_no_files(path: Path) -> bool:
+    """True where it is certain that no dataset of an HDF5 file has its data in another file.
+
+    HDF5 keeps the names of files in heaps, of external data in a local one, of virtual data in a global one, and reads
+    no heap that does not begin with its signature. To ask thousands of datasets takes far longer than to look for that.
+    """
+    before = b""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            if any(sign in before + piece for sign in (b"GCOL", b"HEAP")):
+                return False
+            before = piece[-3:]
+    return True
+
+
+def as_group(group: Any) -> Any:
+    """h5py's own object for a low-level group."""
+    return require("h5py").Group(group)
+
+
+def names_in(group: Any, name: str = "") -> list[bytes] | None:
+    """What lies in a group, or in a group of it; None: there is none. Low-level groups of h5py."""
+    h5py = require("h5py")
+    if name:
+        if not group.links.exists(name.encode()):
+            return None
+        group = h5py.h5o.open(group, name.encode())
+        if not isinstance(group, h5py.h5g.GroupID):
+            return None
+    names: list[bytes] = []
+    group.links.iterate(names.append)
+    return names

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relive.errors import SchemaError
 from relive.interop.about import About
 from relive.interop.blocks import Rows, checked, follows, goes_on
-from relive.interop.hdf5 import append, check_storable, create, writing
+from relive.interop.hdf5 import Maker, append, check_storable, writing
 from relive.interop.packages import require
 from relive.interop.source import Source
 from relive.interop.spaces import space_to_json
@@ -30,6 +30,8 @@ DATA = "main_data.hdf5"
 INDEX = "_index_{}"
 MINARI_VERSION = "0.5.3"
 """The version that our files say they are of: its format, which later ones read."""
+COUNTS = "counts"
+"""Of metadata.json's `relive`: transitions of each lane, so that no episode has to be looked at to open the file."""
 PENDING_BYTES = 32 << 20
 """What the open episodes of all lanes may hold back before they are written."""
 
@@ -49,35 +51,46 @@ class _Episode:
     """The episode of a lane that is being written: what waits, and where the rest went."""
 
     waiting: list[Rows] = field(default_factory=list)
-    group: Any = None
+    name: str = ""
+    group: Any = None  # h5py's low-level one; None: nothing was written yet
     length: int = 0  # of what was written
+    is_whole: bool = False  # with its final observation
 
 
 class _EpisodeWriter:
     """Cuts the transitions of each lane into episodes and writes them as groups."""
 
     def __init__(self, file: Any, source: Source, reward: np.dtype[Any]) -> None:
-        self._file, self._schema, self._lanes = file, source.schema, source.lanes
+        self._file, self._reward, self._make = file, reward, Maker()
+        self._obs = [name for name, _ in paths(source.schema.obs, "observations")]
+        self._action = [name for name, _ in paths(source.schema.action, "actions")]
+        self._extras = list(source.schema.extras)
         self._open = {lane: _Episode() for lane in range(source.lanes)}
         self._last: dict[int, tuple[list[NDArray[Any]], bool]] = {}
         self._pending, self._limit = dict.fromkeys(self._open, 0), PENDING_BYTES // source.lanes
-        self._reward = reward
-        self.episodes = self.steps = self.unflagged = 0
+        self.steps = [0] * source.lanes  # of each lane
+        self.episodes = self.unflagged = 0
 
     def add(self, rows: Rows, lane: int) -> None:
         """Takes the next transitions of a lane."""
         last = self._last.get(lane)
         if last is not None and not follows(rows, *last):
             self._end(lane)
-        ends = [*(np.flatnonzero(~goes_on(rows)) + 1).tolist(), len(rows.reward)]
-        start = 0
+        count, start = len(rows.reward), 0
+        ends = (np.flatnonzero(~goes_on(rows)) + 1).tolist()
+        flagged = (rows.terminated | rows.truncated).tolist()
         for stop in ends:
-            flagged = bool(rows.terminated[stop - 1] | rows.truncated[stop - 1])
-            self._last[lane] = [leaf[stop - 1 : stop].copy() for leaf in rows.next_obs], flagged
-            self._hold(_cut(rows, start, stop), lane)
-            if stop < len(rows.reward):
-                self._end(lane)
+            episode = self._open[lane]
+            if not episode.waiting and episode.group is None:
+                self._store(episode, rows, start, stop, lane, end=True)
+            else:
+                self._last[lane] = [leaf[stop - 1 : stop] for leaf in rows.next_obs], flagged[stop - 1]
+                self._hold(_cut(rows, start, stop), lane)
+            self._end(lane, flagged[stop - 1])
             start = stop
+        self._last[lane] = [leaf[-1:].copy() for leaf in rows.next_obs], flagged[-1]
+        rest = _cut(rows, start, count)
+        self._hold(_each(np.copy, rest) if start else rest, lane)  # else it would keep all the block in memory
 
     def close(self) -> None:
         """Writes what is still open."""
@@ -86,67 +99,70 @@ class _EpisodeWriter:
                 self._end(lane)
 
     def _hold(self, rows: Rows, lane: int) -> None:
-        episode = self._open[lane]
-        episode.waiting.append(rows)
+        self._open[lane].waiting.append(rows)
         self._pending[lane] += sum(leaf.nbytes for leaf in (*rows.obs, *rows.action, *rows.extras.values()))
         if self._pending[lane] > self._limit:
             self._write(lane, end=False)
 
-    def _end(self, lane: int) -> None:
-        self._write(lane, end=True)
+    def _end(self, lane: int, flagged: bool | None = None) -> None:
+        """Ends the episode of a lane. flagged: whether its last step has a flag; None: as kept in `_last`."""
         episode = self._open[lane]
-        episode.group.attrs["total_steps"] = episode.length
-        self.steps += episode.length
+        if episode.waiting:
+            self._write(lane, end=True)
+        elif not episode.is_whole:  # all was written before; the last observation of it is still due
+            for name, leaf in zip(self._obs, self._last[lane][0], strict=True):
+                append(self._file[f"{episode.name}/{name}"], leaf)
+        self._make.number(episode.group, "total_steps", episode.length)
+        self.unflagged += not (self._last[lane][1] if flagged is None else flagged)
+        self.steps[lane] += episode.length
         self._open[lane] = _Episode()
 
     def _write(self, lane: int, *, end: bool) -> None:
         """Writes what waits; the final observation too, where the episode ends."""
         episode = self._open[lane]
-        if not episode.waiting:  # written before; the last observation of it is still due
-            self._append_final(episode, lane)
-            return
         rows = _join(episode.waiting)
-        tail = [leaf[-1:] if end else leaf[:0] for leaf in rows.next_obs]
-        obs = [np.concatenate([leaf, last]) for leaf, last in zip(rows.obs, tail, strict=True)]
-        flags = {"rewards": rows.reward.astype(self._reward), "terminations": rows.terminated}
-        arrays = {
-            **dict(zip((name for name, _ in paths(self._schema.obs, "observations")), obs, strict=True)),
-            **dict(zip((name for name, _ in paths(self._schema.action, "actions")), rows.action, strict=True)),
-            **flags,
-            "truncations": rows.truncated,
-            **{f"infos/{name}": self._info(rows.extras[name], episode) for name in self._schema.extras},
-        }
-        if episode.group is None:
-            episode.group = self._new_group(lane)
-        for name, array in arrays.items():
-            if name in episode.group:
-                append(episode.group[name], array)
-            else:
-                create(episode.group, name, Field(array.dtype, array.shape[1:]), array)
-        if not self._schema.extras:
-            episode.group.require_group("infos")
-        episode.length += len(rows.reward)
-        if end:
-            self.unflagged += int(not (rows.terminated[-1] | rows.truncated[-1]))
+        self._store(episode, rows, 0, len(rows.reward), lane, end=end)
         episode.waiting, self._pending[lane] = [], 0
 
-    def _append_final(self, episode: _Episode, lane: int) -> None:
-        last, flagged = self._last[lane]
-        for (name, _), leaf in zip(paths(self._schema.obs, "observations"), last, strict=True):
-            append(episode.group[name], leaf)
-        self.unflagged += int(not flagged)
+    def _store(self, episode: _Episode, rows: Rows, start: int, stop: int, lane: int, *, end: bool) -> None:
+        """Writes transitions [start, stop); the observation that follows the last of them, where the episode ends."""
+        part = slice(start, stop)
+        obs = [leaf[part] for leaf in rows.obs]
+        if end:
+            tails = (leaf[stop - 1 : stop] for leaf in rows.next_obs)
+            obs = [np.concatenate(both) for both in zip(obs, tails, strict=True)]
+        action = (leaf[part] for leaf in rows.action)
+        arrays = {
+            **dict(zip(self._obs, obs, strict=True)),
+            **dict(zip(self._action, action, strict=True)),
+            "rewards": rows.reward[part].astype(self._reward, copy=False),
+            "terminations": rows.terminated[part],
+            "truncations": rows.truncated[part],
+            **{f"infos/{name}": self._info(rows.extras[name][part], episode) for name in self._extras},
+        }
+        if episode.group is not None:
+            for name, array in arrays.items():
+                append(self._file[f"{episode.name}/{name}"], array)
+        else:
+            self._new_group(episode, lane)
+            for name, array in arrays.items():
+                self._make.array(episode.group, name, array, grows=not end)
+            if not self._extras:
+                self._make.group(episode.group, "infos")
+        episode.length += stop - start
+        episode.is_whole = end
 
     def _info(self, values: NDArray[Any], episode: _Episode) -> NDArray[Any]:
         """Minari's infos have T + 1 rows: that of the reset, of which nothing is known, comes first."""
         return values if episode.length else np.concatenate([np.zeros_like(values[:1]), values])
 
-    def _new_group(self, lane: int) -> Any:
-        group = self._file.create_group(f"episode_{self.episodes}")
-        group.attrs["id"] = self.episodes
-        if self._lanes > 1:
-            group.attrs["lane"] = lane
+    def _new_group(self, episode: _Episode, lane: int) -> None:
+        episode.name = f"episode_{self.episodes}"
+        episode.group = self._make.group(self._file.id, episode.name)
+        self._make.number(episode.group, "id", self.episodes)
+        if len(self._open) > 1:
+            self._make.number(episode.group, "lane", lane)
         self.episodes += 1
-        return group
 
 
 def _cut(rows: Rows, start: int, stop: int) -> Rows:
@@ -206,18 +222,18 @@ def write_minari(source: Source, path: Path, final: Path) -> tuple[str, ...]:
             disk.check()
         if writer is not None:
             writer.close()
-    episodes, steps = (writer.episodes, writer.steps) if writer else (0, 0)
+    episodes, counts = (writer.episodes, writer.steps) if writer else (0, [0] * source.lanes)
     size = (path / DATA).stat().st_size
     metadata = {
         "total_episodes": episodes,
-        "total_steps": steps,
+        "total_steps": sum(counts),
         "data_format": "hdf5",
         "jpeg_encoding": False,
         **{name: json.dumps(space) for name, space in spaces.items()},
         "dataset_id": dataset_id(final),
         "minari_version": MINARI_VERSION,
         "dataset_size": round(size / 1e6, 1),
-        "relive": About(schema, reward, steps).to_dict(),
+        "relive": {**About(schema, reward, sum(counts)).to_dict(), COUNTS: counts},
     }
     (path / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
     return _lost(source, writer.unflagged if writer else 0)

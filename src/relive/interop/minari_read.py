@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from relive.errors import DatasetError
-from relive.interop.about import from_dict
-from relive.interop.blocks import Rows, as_flags, block_of, rows_at_once, spans
-from relive.interop.foreign import as_reward
-from relive.interop.hdf5 import datasets, field_of, find, is_dataset, naming, reading
-from relive.interop.minari import DATA, INDEX, METADATA, paths
+from relive.interop.about import About, from_dict
+from relive.interop.hdf5 import Column, as_group, datasets, field_of, find, is_dataset, names_in, naming
+from relive.interop.minari import COUNTS, DATA, INDEX, METADATA
+from relive.interop.minari_episodes import FLAGS, Reader, episodes, length_of
 from relive.interop.packages import require
-from relive.interop.source import Block, Source
+from relive.interop.source import Source
 from relive.interop.spaces import bounded
 from relive.schema import RESERVED, Field, Schema, Tree
-
-_AT_ONCE = 256  # episodes
 
 
 @dataclass
@@ -34,8 +29,8 @@ class _Found:
         path: of the directory.
         fields: of observations and actions, by name in an episode.
         infos: of the infos that are numbers of one kind in every episode.
-        steps: of each episode.
-        lanes: of each episode.
+        steps: of all episodes.
+        reward: dtype of the rewards of all of them.
         jpeg: images stored as JPEG, with the shape of their space.
         left_out: infos that cannot be read, and why.
         unflagged: episodes whose last step has no flag.
@@ -44,8 +39,8 @@ class _Found:
     path: Path
     fields: dict[str, Field] = field(default_factory=dict)
     infos: dict[str, Field] = field(default_factory=dict)
-    steps: list[int] = field(default_factory=list)
-    lanes: list[int] = field(default_factory=list)
+    steps: int = 0
+    reward: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     jpeg: dict[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     unflagged: int = 0
@@ -58,148 +53,116 @@ def open_minari(path: Path) -> Source:
         ConfigError: h5py is not installed; Pillow, where images are stored as JPEG.
         DatasetError: a damaged file, an episode or array that is missing or of another shape.
     """
+    require("h5py")
     metadata = load_metadata(path)
-    file = path / DATA
-    total = metadata["total_episodes"]
+    file, total = path / DATA, metadata["total_episodes"]
     if not file.is_file():
         raise DatasetError(f"{path}: expected {DATA} beside {METADATA}, got none.")
-    ours = from_dict(metadata["relive"], path / METADATA) if "relive" in metadata else None
-    spaces = {name: _space(metadata, path, f"{name[:-1]}_space") for name in ("observations", "actions")}
-    found = _Found(path)
-    if total or ours is None:
-        for number, group in _episodes(file, total):
-            if ours is None:
-                _look(found, file, number, group, spaces)
-            else:
-                _count(found, file, number, group)
-    if ours is not None:
+    if "relive" in metadata:
+        ours = from_dict(metadata["relive"], path / METADATA)
+        counts = _counts_of_ours(file, total, metadata["relive"], ours)
         schema, notes = ours.schema, list[str]()
-        if any(not 0 <= lane < schema.lanes for lane in found.lanes):
-            raise DatasetError(f"{file}: lane: expected lanes in [0, {schema.lanes}), got others.")
-        if sum(found.steps) != ours.rows:
-            raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(found.steps):,}.")
+        reader = Reader(file, schema, ours.reward, total, counts, {}, ours=True)
     else:
         if not total:
             raise DatasetError(f"{path}: expected at least one episode, got none: nothing says what a transition is.")
-        schema, notes = _schema(found, spaces), _notes(found)
-        found.lanes = [0] * total
-    counts = np.bincount(found.lanes, found.steps, schema.lanes).astype(np.int64) if found.steps else [0] * schema.lanes
-    total_steps = sum(found.steps)
-    reader = _Reader(file, schema, found, None if ours is None else ours.reward)
-    return Source(
-        schema, total_steps, schema.lanes, "minari", path, tuple(notes), reader.blocks, tuple(map(int, counts))
-    )
+        spaces = {name: _space(metadata, path, f"{name[:-1]}_space") for name in ("observations", "actions")}
+        found = _look_at_all(path, file, total, spaces)
+        schema, notes, counts = _schema(found, spaces), _notes(found), (found.steps,)
+        reader = Reader(file, schema, found.reward, total, counts, found.jpeg, ours=False)
+    return Source(schema, sum(counts), schema.lanes, "minari", path, tuple(notes), reader.blocks, counts)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads episode after episode, long ones in pieces."""
-
-    file: Path
-    schema: Schema
-    found: _Found
-    reward: np.dtype[Any] | None  # None: a dataset of others
-
-    def blocks(self) -> Iterator[Block]:
-        rows = rows_at_once(self.schema)
-        if not self.found.steps:
-            return
-        for number, group in _episodes(self.file, len(self.found.steps)):
-            steps, lane = self.found.steps[number], self.found.lanes[number]
-            for start, stop in spans(steps, rows):
-                yield block_of(self.schema, self._rows(group, number, start, stop, steps), lane)
-
-    def _rows(self, group: Any, number: int, start: int, stop: int, steps: int) -> Rows:
-        def take(name: str, wanted: Field | None, first: int, last: int, length: int) -> NDArray[Any]:
-            return self._take(group, f"episode_{number}/{name}", name, wanted, first, last, length)
-
-        obs = [take(name, leaf, start, stop + 1, steps + 1) for name, leaf in paths(self.schema.obs, "observations")]
-        extras = {}
-        for name, leaf in self.schema.extras.items():
-            has_reset = _length(self.file, number, group, f"infos/{name}") == steps + 1
-            extras[name] = take(f"infos/{name}", leaf, start + has_reset, stop + has_reset, steps + has_reset)
-        reward = take("rewards", None, start, stop, steps)
-        terminated, truncated = (
-            as_flags(take(name, None, start, stop, steps), f"{self.file}: episode_{number}/{name}")
-            for name in ("terminations", "truncations")
-        )
-        if self.reward is None and stop == steps and not terminated[-1]:
-            truncated[-1] = True  # an episode of Minari's ends where its group does
-        return Rows(
-            [leaf[:-1] for leaf in obs],
-            [take(name, leaf, start, stop, steps) for name, leaf in paths(self.schema.action, "actions")],
-            as_reward(reward) if self.reward is None else reward.astype(self.reward, copy=False),
-            terminated,
-            truncated,
-            [leaf[1:] for leaf in obs],
-            extras,
-        )
-
-    def _take(
-        self, group: Any, key: str, name: str, wanted: Field | None, start: int, stop: int, length: int
-    ) -> NDArray[Any]:
-        node = find(self.file, group, name, key)
-        with naming(self.file, key):
-            if not is_dataset(node) or not node.shape or node.shape[0] != length:
-                raise DatasetError(f"{self.file}: {key}: expected {length:,} rows, got {_say(node)}.")
-            if name in self.found.jpeg:
-                return _decode(node[start:stop], self.found.jpeg[name], self.file, key)
-            if wanted is not None and (
-                node.shape[1:] != wanted.shape or not np.can_cast(node.dtype, wanted.itemdtype, "safe")
-            ):
-                raise DatasetError(f"{self.file}: {key}: expected {wanted}, got {_say(node)}.")
-            if wanted is None and (node.ndim != 1 or node.dtype.kind not in "biuf"):
-                raise DatasetError(f"{self.file}: {key}: expected one number a step, got {_say(node)}.")
-            values = np.asarray(node[start:stop])
-            return values if wanted is None else values.astype(wanted.itemdtype, copy=False)
+def _look_at_all(path: Path, file: Path, total: int, spaces: Mapping[str, Any]) -> _Found:
+    """Looks at every episode of a dataset of others."""
+    found = _Found(path)
+    first: _Likeness | None = None
+    for number, group in episodes(file, total):
+        if first is None or not first.counts(found, file, number, group):
+            _look(found, file, number, as_group(group), spaces)
+        first = first or _Likeness(as_group(group))
+    return found
 
 
-def _say(node: Any) -> str:
-    return f"{node.dtype} {node.shape}" if is_dataset(node) else "a group"
+def _counts_of_ours(file: Path, total: int, about: Mapping[str, Any], ours: About) -> tuple[int, ...]:
+    """Transitions of each lane of a dataset of ours: as it says; older ones do not, their episodes are looked at.
 
-
-def _episodes(file: Path, total: int) -> Iterator[tuple[int, Any]]:
-    """Every episode, opened.
-
-    Until a file is closed HDF5 keeps some 40 KB of every episode that was looked at: it is closed now and then.
+    Raises:
+        DatasetError: other than as many as it says.
     """
-    for begin in range(0, total, _AT_ONCE):
-        with reading(file) as data:
-            for number in range(begin, min(begin + _AT_ONCE, total)):
-                yield number, _episode(data, file, number)
+    counts = about.get(COUNTS)
+    if counts is None:
+        counts = [0] * ours.schema.lanes
+        for number, group in episodes(file, total):
+            with naming(file, f"episode_{number}"):
+                lane = int(as_group(group).attrs.get("lane", 0))
+            if not 0 <= lane < len(counts):
+                raise DatasetError(f"{file}: lane: expected lanes in [0, {len(counts)}), got others.")
+            counts[lane] += length_of(file, number, as_group(group), "rewards")
+    elif not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise DatasetError(f"{file.parent / METADATA}: {COUNTS}: expected numbers of transitions, got something else.")
+    if len(counts) != ours.schema.lanes or sum(counts) != ours.rows:
+        raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(counts):,}.")
+    return tuple(counts)
 
 
-def _episode(data: Any, file: Path, number: int) -> Any:
-    name = f"episode_{number}"
-    group = find(file, data, name, name)
-    if is_dataset(group):
-        raise DatasetError(f"{file}: {name}: expected a group, got an array.")
-    return group
+class _Likeness:
+    """What lies in an episode. Others that hold the same need no closer look.
 
+    Args:
+        group: an episode that `_look` was content with.
+    """
 
-def _length(file: Path, number: int, group: Any, name: str) -> int:
-    """Rows of an array of an episode."""
-    key = f"episode_{number}/{name}"
-    node = find(file, group, name, key)
-    if not is_dataset(node) or not node.shape:
-        raise DatasetError(f"{file}: {key}: expected an array, got {_say(node)}.")
-    return int(node.shape[0])
+    def __init__(self, group: Any) -> None:
+        self._names: dict[str, list[bytes] | None] = {}
+        self._columns: list[tuple[Column, int]] = []  # and how many rows it has more than there are steps
+        self._flags = [Column(name, Field(np.bool_)) for name in FLAGS]
+        self._knows_all = True
+        steps, pending = len(group["rewards"]), [""]
+        while pending:
+            prefix = pending.pop()
+            inner = group[prefix] if prefix else group
+            self._names[prefix] = names_in(inner.id)
+            for part in inner:
+                name, node = f"{prefix}/{part}".removeprefix("/"), inner[part]
+                leaf = field_of(node) if is_dataset(node) else None
+                if leaf is not None:
+                    self._columns.append((Column(name, leaf, node.id.get_type()), len(node) - steps))
+                elif is_dataset(node):
+                    self._knows_all = False
+                else:
+                    pending.append(name)
 
-
-def _count(found: _Found, file: Path, number: int, group: Any) -> None:
-    """Looks at an episode of ours."""
-    found.steps.append(_length(file, number, group, "rewards"))
-    with naming(file, f"episode_{number}"):
-        found.lanes.append(int(group.attrs.get("lane", 0)))
+    def counts(self, found: _Found, file: Path, number: int, group: Any) -> bool:
+        """Counts an episode like this one; False: it has to be looked at."""
+        if not self._knows_all:
+            return False
+        with naming(file, f"episode_{number}"):
+            if any(names_in(group, name) != names for name, names in self._names.items()):
+                return False
+            opened = [(column.open(group), more) for column, more in self._columns]
+            lengths = {None if one is None else one[1][0] - more for one, more in opened}
+            steps = lengths.pop()
+            if lengths or steps is None:
+                return False
+            flags = np.empty((2, steps), np.bool_)
+            if not all(c.read(group, into) for c, into in zip(self._flags, flags, strict=True)):
+                return False
+        found.steps += steps
+        found.unflagged += int(steps > 0 and not flags[:, -1].any())
+        return True
 
 
 def _look(found: _Found, file: Path, number: int, group: Any, spaces: Mapping[str, Any]) -> None:
     """Looks at an episode of Minari's: the dtypes of all of them make those of the schema."""
     key = f"episode_{number}"
-    found.steps.append(_length(file, number, group, "rewards"))
-    flags = [find(file, group, name, f"{key}/{name}") for name in ("terminations", "truncations")]
+    steps = length_of(file, number, group, "rewards")
+    found.steps += steps
+    rewards, *flags = (find(file, group, name, f"{key}/{name}") for name in ("rewards", "terminations", "truncations"))
     with naming(file, f"{key}/terminations"):
-        found.unflagged += int(found.steps[-1] > 0 and not any(flag[-1] for flag in flags))
+        found.unflagged += int(steps > 0 and not any(flag[-1] for flag in flags))
+    if rewards.dtype.kind != "f" or rewards.dtype.itemsize > 4:
+        found.reward = np.dtype(np.float64)
     fields: dict[str, Field] = {}
     for part in ("observations", "actions"):
         node = find(file, group, part, f"{key}/{part}")
@@ -215,7 +178,7 @@ def _look(found: _Found, file: Path, number: int, group: Any, spaces: Mapping[st
     for name, leaf in fields.items():
         if leaf.itemdtype != found.fields[name].itemdtype:
             found.fields[name] = Field(np.result_type(leaf.itemdtype, found.fields[name].itemdtype), leaf.shape)
-    _look_at_infos(found, file, number, group)
+    _look_at_infos(found, file, number, group, steps)
 
 
 def _list(fields: Mapping[str, Field]) -> str:
@@ -248,11 +211,11 @@ def _image_shape(spaces: Mapping[str, Any], name: str) -> tuple[int, ...] | None
         return None
 
 
-def _look_at_infos(found: _Found, file: Path, number: int, group: Any) -> None:
+def _look_at_infos(found: _Found, file: Path, number: int, group: Any, steps: int) -> None:
     infos = find(file, group, "infos", f"episode_{number}/infos") if "infos" in group else None
     here: dict[str, Field] = {}
     for name, dataset in () if infos is None or is_dataset(infos) else datasets(file, infos):
-        leaf, steps = field_of(dataset), found.steps[-1]
+        leaf = field_of(dataset)
         if not name.isidentifier() or name in RESERVED or name.startswith("__"):
             found.left_out[name] = "no name for a field"
         elif leaf is None or leaf.itemdtype.kind not in "biufc" or dataset.shape[0] not in (steps, steps + 1):
@@ -299,21 +262,6 @@ def _notes(found: _Found) -> list[str]:
     if found.left_out:
         said.append("left out: " + ", ".join(f"infos/{name} ({why})" for name, why in sorted(found.left_out.items())))
     return said
-
-
-def _decode(frames: Any, shape: tuple[int, ...], file: Path, key: str) -> NDArray[np.uint8]:
-    """JPEG, as Minari stores images unless told otherwise."""
-    image = require("PIL.Image")
-    decoded = np.empty((len(frames), *shape), np.uint8)
-    for place, frame in enumerate(frames):
-        try:
-            picture = np.asarray(image.open(io.BytesIO(np.asarray(frame, np.uint8).tobytes()), formats=["JPEG"]))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DatasetError(f"{file}: {key}: expected a JPEG, got what cannot be read ({error}).") from None
-        if picture.shape != shape:
-            raise DatasetError(f"{file}: {key}: expected an image {shape}, got {picture.shape}.")
-        decoded[place] = picture
-    return decoded
 
 
 def _space(metadata: Mapping[str, Any], path: Path, name: str) -> Any:
