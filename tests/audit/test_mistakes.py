@@ -95,6 +95,19 @@ def test_few_ends_are_no_proof(cartpole):
     assert (found.severity, found.count) == ("warning", 3)
 
 
+@pytest.mark.parametrize("ends", ["terminated", "truncated"])
+def test_episodes_that_end_where_they_begin(ends):
+    """A round of ten places, and the last step leads home: the same bytes and a jump, yet nothing is lost."""
+    rows = []
+    for t in range(400):
+        last = t % 10 == 9
+        here, there = np.float32([t % 10]), np.float32([(t + 1) % 10])
+        rows.append((here, np.int64(0), float(t), last and ends == "terminated", last and ends == "truncated", there))
+    report = check(source(relive.Schema(relive.Field("float32", (1,)), relive.Field("int64")), [rows]))
+    assert report.passes, str(report)
+    assert next(f.words for f in report.warnings if f.rule == "ends").startswith(f"next_obs of 39 of 39 {ends} ")
+
+
 def test_an_environment_that_goes_on_after_an_end():
     """A life lost is often recorded as terminated, and the next observation follows: right, and never an error."""
     rng = np.random.default_rng(0)

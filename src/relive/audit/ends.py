@@ -103,7 +103,7 @@ class Ends:
         truncated = self._joined["truncated"].count if "truncated" in kinds else 0
         first = min((place for kind in kinds if (place := self._joined[kind].first)), key=lambda place: place.index)
         these = f"{share(count, sum(self._ends[kind] for kind in kinds))} {' and '.join(kinds)} transitions"
-        if count >= ENOUGH and jump >= JUMP:
+        if count >= ENOUGH and jump >= JUMP and not self._start.is_one:
             use = f"Targets bootstrap from {truncated:,} of them" if truncated else "Targets ignore it, models do not"
             words = (
                 f"the final observations are lost: next_obs of {these} is the next episode's first obs, {jump:.3g} "
@@ -111,6 +111,13 @@ class Ends:
                 "it in info['final_obs'])."
             )
             return Finding(self.rule, "error", count, first, words)
+        if self._start.is_one and jump >= JUMP:
+            words = (
+                f"next_obs of {these} is the one observation with which all episodes begin, {jump:.3g} times as far "
+                "from obs as usual. Right only where an episode truly ends in the state in which they begin; else the "
+                "final observations are lost (Gymnasium's SAME_STEP gives them in info['final_obs'])."
+            )
+            return Finding(self.rule, "warning", count, first, words)
         words = (
             f"next_obs of {these} is the next transition's obs. Right only where the environment goes on after an end "
             "(a life lost); else the final observation was lost, or the reset was stored as a transition."
