@@ -459,6 +459,13 @@ def test_checkpoints_that_cut_every_long_episode_off_are_told(
     assert (int(said[1]) if said else None) == needs
 
 
+def test_who_plays_nothing_is_told_of_no_episode_that_is_cut_off() -> None:
+    """Bug: advice about the length of episodes to who learns from a dataset alone."""
+    config = TrainConfig(env="CartPole-v1", offline="d.npz", checkpoint_every=10)
+    assert train._cut_short(config) is None
+    assert "after 10 steps" in (train._cut_short(replace(config, online=True)) or "")
+
+
 def test_an_interrupted_run_says_how_to_resume_it_and_can_be(tmp_path: Path) -> None:
     """Bug: a command printed that does not work; a resumed run that begins anew, or reports as if it had."""
     args = ["train", "CartPole-v1", "--steps", "3000", "--learning-starts", "100", "--eval-every", "1000"]

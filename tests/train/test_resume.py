@@ -481,6 +481,8 @@ def test_a_dataset_that_is_gone_or_another_is_refused(
     monkeypatch.chdir("/")
     refused(r"^data\.npz \(in /\): expected the dataset .*, or resume where the run was begun\.$")
     monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "run"]) == 2
+    assert capsys.readouterr().out == ""  # nothing is announced that does not begin
     assert main(["check", "run"]) == 0
     said = capsys.readouterr().out
     assert "ok       checkpoint" in said and "relive check data.npz" in said
