@@ -147,6 +147,8 @@ class Reader:
         """How far its draws and epochs are, as plain values for `go_on`; all there is to a reader without priorities
         and uses. Nobody may push meanwhile.
         """
+        if any(self._native.keeps()):
+            raise AssertionError("a reader whose position says too little")
         num_lanes = self._core.num_lanes
         lanes, epochs = np.zeros((num_lanes, 4), np.uint64), np.zeros((num_lanes, 2), np.uint64)
         self._core.lanes(lanes, False)
@@ -154,8 +156,7 @@ class Reader:
         done = lanes[:, 1] - lanes[:, 2]  # where what a snapshot has to copy would begin: nothing is left
         strips, tails = parts.allocate(0), parts.allocate(2 * num_lanes)
         cut = self._native.cut(done, 0, strips, tails, lanes, epochs, (None, None, None), False)
-        if cut is None or any(self._native.keeps()):
-            raise AssertionError("a reader whose position says too little")
+        assert cut is not None  # nobody pushes
         return {**cut[2], "lanes": [(int(begin), int(head)) for begin, head in epochs]}
 
     def go_on(self, position: Mapping[str, Any]) -> None:

@@ -109,6 +109,33 @@ def test_readers_have_generators_of_their_own():
     assert drawn(buffer.reader(seed=5)) == drawn(twin.reader(seed=5))
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("sampler", [Uniform(), Uniform(newest=2), Shuffled(), Shuffled(newest=1)])
+def test_a_reader_goes_on_from_the_position_of_another(sampler, lanes):
+    """Bug: a pass that begins anew, in another order, or at another place of it; an open episode counted as none."""
+    ours, theirs = (made(35, 30, lanes=lanes) for _ in range(2))
+    reader = ours.reader(sampler=sampler, seed=4)
+    for _ in range(25):
+        other = theirs.reader(sampler=sampler, seed=9)
+        other.go_on(reader.position())
+        assert other.position() == reader.position()
+        reader.sample(3)
+        other.sample(3)
+        assert np.array_equal(reader.sample(4).ids, other.sample(4).ids)
+        assert (other.draws, other.epochs) == (reader.draws, reader.epochs)
+
+
+def test_a_position_that_says_too_little_is_none():
+    """Bug: priorities or uses that begin anew without a word; draws that go on in other transitions."""
+    for sampler in (Prioritized(), RankBased(), Recent(), Shuffled(max_uses=2)):
+        with pytest.raises(AssertionError, match="says too little"):
+            made().reader(sampler=sampler).position()
+    reader = made(12).reader(sampler=Shuffled())
+    reader.sample(5)
+    with pytest.raises(AssertionError, match="refused to go on"):
+        made(11).reader(sampler=Shuffled()).go_on(reader.position())
+
+
 def test_readers_have_priorities_of_their_own():
     buffer = made(sampler=PLAIN)
     left, right = buffer.reader(), buffer.reader()
