@@ -110,11 +110,14 @@ def test_names_of_no_format(tmp_path):
 def test_paths_that_hold_no_dataset(tmp_path):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").write_text("")
-    for name, words in (("text", "begins with b'hell'"), ("empty", "begins with b''"), ("none", "nothing there")):
+    for name, words in (("text", "begins with b'hell'"), ("empty", "got an empty file"), ("none", "nothing there")):
         with pytest.raises(relive.ConfigError, match=words):
             interop.open(tmp_path / name)
     with pytest.raises(relive.ConfigError, match=r"neither metadata.json \(Minari\) nor manifest.json"):
         interop.open(tmp_path)
+    interop.write(SMALL, tmp_path / "m")
+    with pytest.raises(relive.ConfigError, match=rf"got a file that is a part of one. Use {tmp_path / 'm'}$"):
+        interop.open(tmp_path / "m" / "metadata.json")
     with pytest.raises(relive.ConfigError, match="expected a file of the format npz, got a directory"):
         interop.open(tmp_path, format="npz")
 

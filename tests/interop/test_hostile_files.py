@@ -110,6 +110,7 @@ for room in [0, 1, 600, *np.geomspace(1000, 600_000, 9).astype(int).tolist()]:
         interop.write(source, "out" + suffix)
     except OSError as error:
         print(error.errno)
+        assert error.filename == "out" + suffix and "Nothing of it is left" in error.strerror, error
     gc.collect()
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert os.listdir() == [], os.listdir()
@@ -117,7 +118,7 @@ interop.write(source, "out" + suffix)
 """
 
 
-@pytest.mark.parametrize("suffix", ["", ".hdf5", ".npz", ".parquet"])
+@pytest.mark.parametrize("suffix", ["", ".hdf5", ".npz", ".parquet", ".snapshot"])
 def test_a_full_disk_is_an_error_and_leaves_nothing(suffix, tmp_path):
     """HDF5 crashed the process when it closed a file that it could not write. A limit stands for the disk's end."""
     count = 8000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Literal
 
 from relive.buffer import ReplayBuffer
 from relive.durable import load
-from relive.errors import ConfigError, DatasetError, ReplayError
+from relive.errors import ConfigError, DatasetError, ReplayError, SnapshotError
 from relive.interop.buffers import PRIORITIES, fill, of_buffer
 from relive.interop.d4rl import open_d4rl, write_d4rl
 from relive.interop.minari import DATA, METADATA, write_minari
@@ -150,11 +151,11 @@ def detect(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(4)
     kind = _MAGIC.get(start) or ("sb3" if start[:2] in _PROTOCOLS else None)
+    if kind is None and path.name in (METADATA, MANIFEST):
+        raise ConfigError(f"{path}: expected a dataset, got a file that is a part of one. Use {path.parent}")
     if kind is None:
-        raise ConfigError(
-            f"{path}: expected a dataset of one of {', '.join(FORMATS)}, got a file that begins with {start!r}. "
-            "It is of another kind, or damaged."
-        )
+        what = f"a file that begins with {start!r}. It is of another kind, or damaged" if start else "an empty file"
+        raise ConfigError(f"{path}: expected a dataset of one of {', '.join(FORMATS)}, got {what}.")
     return kind
 
 
@@ -224,8 +225,9 @@ def format_of_name(path: Path) -> str:
     if kind is None and path.suffix[1:2].isdigit():  # dataset-v1.0 is no suffix
         kind = "minari"
     if kind is None:
+        written = (suffix for suffix, kind in SUFFIXES.items() if kind in WRITABLE)
         raise ConfigError(
-            f"{path}: expected a name that ends in one of {', '.join(SUFFIXES)}, or in none for a directory of "
+            f"{path}: expected a name that ends in one of {', '.join(written)}, or in none for a directory of "
             f"Minari's, got {path.suffix!r}. Or give the format."
         )
     return kind
@@ -268,6 +270,7 @@ def write(source: Source, path: str | os.PathLike[str], *, format: str | None = 
         ConfigError: the path is taken, an unknown format, a package that is not installed.
         SchemaError: a dtype or name that the format cannot hold.
         DatasetError: the source is damaged.
+        OSError: the disk is full, with the path as `filename`; or broken.
 
     Cost: one reading of the source; memory for a few blocks (a snapshot: for all of it).
     """
@@ -284,9 +287,18 @@ def write(source: Source, path: str | os.PathLike[str], *, format: str | None = 
             raise ConfigError(f"{final}: expected a name that is free, got one that appeared meanwhile.")
         fresh.rename(final)
         _sync(final.parent)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, SnapshotError) else error
+        if not isinstance(cause, OSError) or cause.errno not in _FULL:
+            raise
+        said = f"expected room to write it, got none ({os.strerror(cause.errno)}). Nothing of it is left there"
+        raise OSError(cause.errno, f"{said}; make room, or write to another disk", str(final)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return lost
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _write(source: Source, path: Path, kind: str, final: Path) -> tuple[str, ...]:

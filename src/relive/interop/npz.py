@@ -121,7 +121,9 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise DatasetError(f"{path}: expected an .npz file, got a damaged or other one ({error}).") from None
+        raise DatasetError(
+            f"{path}: expected an .npz file, got one that is damaged, cut off, or another ({error})."
+        ) from None
     with archive:
         yield archive
 
