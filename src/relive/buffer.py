@@ -420,7 +420,8 @@ class ReplayBuffer:
             path: a directory; new, or one that this buffer was saved to or loaded from.
             note: anything that JSON can hold, committed with the snapshot: `relive.snapshot.read_note`.
             compression: "zstd" for smaller files; for data that is saved from now on. Needs zstandard.
-            overwrite: replace the snapshot of another buffer.
+            overwrite: write everything, whatever snapshot is there: of another buffer, or one that is damaged. (Files
+                of earlier saves that are gone or cut short are noticed and written again without it.)
 
         Returns:
             int: bytes written.

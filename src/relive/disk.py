@@ -5,16 +5,17 @@ Everything that a snapshot does to the disk happens here.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import os
 import stat
-import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar, cast
 
 from relive._core import crc32
 from relive.errors import SnapshotError
@@ -25,43 +26,105 @@ BLOCK = 1 << 20
 """Bytes between two checksums of a file, its head apart."""
 
 
+class Work(Generic[T]):
+    """Something to be done by a thread, and what came of it."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._outcome: T | None = None
+        self._error: BaseException | None = None
+        self._over = False
+        self._begins, self._ends = _thread.allocate_lock(), _thread.allocate_lock()
+        self._ends.acquire()
+
+    def do(self) -> None:
+        """Does it, unless somebody has begun to."""
+        if not self._begins.acquire(blocking=False):
+            return
+        try:
+            self._outcome = self._call()
+        except BaseException as error:
+            self._error = error
+        del self._call
+        self._over = True
+        self._ends.release()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was done."""
+        return self._over
+
+    def wait(self) -> None:
+        """Until it is over. An interrupt leaves nothing behind that others would wait for."""
+        if not self._over:
+            self._ends.acquire()
+            self._ends.release()
+
+    def result(self) -> T:
+        """What came of it, once it is over; raises what it raised."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._outcome)
+
+
 class Workers:
-    """Threads that take work over; where there can be no more of them, the caller's own does it."""
+    """Threads that take work over; where there can be no more of them, the caller's own does it.
+
+    Not a `ThreadPoolExecutor`: an interrupt in the midst of its `submit` leaves a lock of it taken for ever.
+    """
 
     def __init__(self, number: int) -> None:
-        self._pool = ThreadPoolExecutor(number)
+        self._number, self._started = number, 0
+        self._queue: SimpleQueue[Work[Any] | None] = SimpleQueue()
+        self._given: list[Work[Any]] = []
 
-    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+    def submit(self, call: Callable[..., T], *args: Any) -> Work[T]:
         """Does it some time, or at once; in any case once."""
-        result: Future[T] = Future()
-        claim = threading.Lock()
-
-        def run() -> None:
-            if not claim.acquire(blocking=False):
-                return  # the other one did it
+        work = Work(lambda: call(*args))
+        self._given = [*(given for given in self._given if not given.over), work]
+        if self._started < self._number and not sys.is_finalizing():
+            self._started += 1
             try:
-                result.set_result(work(*args))
-            except BaseException as error:
-                result.set_exception(error)
-
-        try:
-            self._pool.submit(run)
-        except RuntimeError:  # the interpreter is about to end, or the system gives no more threads, and may later
-            run()
-        return result
+                _thread.start_new_thread(_serve, (self._queue,))
+            except RuntimeError:  # the system gives no more threads, and may later
+                self._started -= 1
+        if self._started and not sys.is_finalizing():
+            self._queue.put(work)
+        else:
+            work.do()
+        return work
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
+        """All of it is done then, whoever interrupts: what it works on is let go of next."""
+        interrupt: BaseException | None = None
+        while self._given:
+            try:
+                self._given[-1].do()  # where an interrupt kept it from the threads
+                self._given[-1].wait()
+                self._given.pop()
+            except BaseException as reason:
+                interrupt = reason
+        for _ in range(self._started):
+            self._queue.put(None)
+        if interrupt is not None:
+            raise interrupt
+
+
+def _serve(queue: SimpleQueue[Work[Any] | None]) -> None:
+    while (work := queue.get()) is not None:
+        work.do()
+        del work
 
 
 def ahead(items: Generator[T]) -> Generator[T]:
     """The same items, each made by another thread while the one before it is used."""
     with contextlib.closing(items), Workers(1) as worker:
         end = object()
-        coming: Future[Any] = worker.submit(next, items, end)
+        coming: Work[Any] = worker.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = worker.submit(next, items, end)
             yield item
@@ -101,11 +164,12 @@ class File:
 class Sink:
     """Writes one file. Its head, of known length, is written last: it says how much came."""
 
+    _file = -1
+
     def __init__(self, directory: Path, name: str, head: int) -> None:
         self._path = directory / name
         self._head = head
         self._checksums: list[int] = []
-        self._file = -1
         self._running, self._filled, self._size = 0, 0, head
         self._file = _create(self._path)
         try:
@@ -157,8 +221,10 @@ class Sink:
 class Spring:
     """Reads one file from its first block on. Hands out no byte whose block's checksum was not right."""
 
+    _input = -1
+
     def __init__(self, directory: Path, file: File) -> None:
-        self._path, self._file, self._input = directory / file.name, file, -1
+        self._path, self._file = directory / file.name, file
         self._buffer = memoryview(bytearray(min(BLOCK, file.size)))
         self._input = _open(self._path)
         try:
@@ -247,6 +313,15 @@ def verify(directory: Path, file: File) -> None:
             pass
 
 
+def is_there(directory: Path, file: File) -> bool:
+    """Whether a file lies there that is as long as it was written; what is in it nobody looks at."""
+    try:
+        status = os.stat(directory / file.name)  # noqa: PTH116
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == file.size
+
+
 def replace(directory: Path, name: str, data: bytes) -> None:
     """Makes a file appear with these contents, all at once: whoever looks sees the old ones or the new ones."""
     with contextlib.closing(draft(directory, name, data)) as sink:
@@ -304,27 +379,39 @@ def remove(path: Path) -> None:
         os.unlink(path)  # noqa: PTH108
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keeps other processes from writing to a directory. The system ends it with the process.
+class Claim:
+    """Keeps others from saving to a directory, until it is closed, or nobody refers to it, or the process ends.
 
     Raises:
-        SnapshotError: another one does.
+        SnapshotError: another process saves there.
     """
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+
+    _handle = -1
+
+    def __init__(self, directory: Path) -> None:
+        self._handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._let_go()
             raise SnapshotError(
                 f"{directory}: expected to be the only one who writes here, another process saves to it. Wait, or "
                 "save elsewhere."
             ) from None
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile would go on holding it
+
+    def close(self) -> None:
+        """Others may save there again."""
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._handle, fcntl.LOCK_UN)  # a child that was forked meanwhile would go on holding it
+            self._let_go()
+
+    def _let_go(self) -> None:
+        handle, self._handle = self._handle, -1
         os.close(handle)
+
+    def __del__(self) -> None:  # where an interrupt came between two lines
+        self.close()
 
 
 def _create(path: Path) -> int:

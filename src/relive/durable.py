@@ -18,7 +18,7 @@ from relive.restoring import Restorer
 from relive.samplers import BuiltIn, Sampler
 from relive.schema import Schema
 from relive.shared import Handle, SharedMemory, open_segment
-from relive.snapshot import MANIFEST, Manifest, read_manifest
+from relive.snapshot import MANIFEST, Manifest, steadily
 from relive.specs import sampler_from_dict, sampler_to_dict, view_from_dict, view_to_dict
 from relive.storage import Memory, history
 from relive.views import Hindsight, View
@@ -28,7 +28,6 @@ _CONTRADICTIONS = (
     *(KeyError, IndexError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, RecursionError, SyntaxError, MemoryError),
 )
-_ATTEMPTS = 100  # while the directory is saved to again and again
 
 
 def load(
@@ -57,20 +56,8 @@ def load(
     Cost: reads all of it once, in constant memory besides the buffer's own.
     """
     directory = as_path("load", path)
-    manifest = read_manifest(directory)
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _load(directory, manifest, Memory() if storage is None else storage, view, sampler)
-        except SnapshotError:
-            newer = read_manifest(directory)  # its saver may have dropped the files of the one we began with
-            if (
-                newer.identity == manifest.identity
-                or attempt == _ATTEMPTS - 1
-                or not isinstance(storage, Memory | None)
-            ):
-                raise
-            manifest = newer
-    raise AssertionError("the last attempt returns or raises")
+    place = Memory() if storage is None else storage
+    return steadily(directory, lambda manifest: _load(directory, manifest, place, view, sampler))
 
 
 def attach(

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from relive import compression as packing
 from relive._core import Core, release_all
 from relive._core import Reader as Native
-from relive.disk import File, Sink, Workers, draft, locked, make_directory, remove, sync_directory
+from relive.compaction import Run, make_plan
+from relive.disk import Claim, File, Sink, Work, Workers, draft, is_there, make_directory, remove, sync_directory
 from relive.errors import ConfigError, SnapshotError
 from relive.saves import Saves
 from relive.schema import Schema
@@ -40,7 +40,7 @@ from relive.snapshot import (
 from relive.strips import VALUES, Part, Parts, parts_of
 
 SEGMENTS = 64
-"""Segments above which small ones are written anew as one: a snapshot has few files however often it is saved."""
+"""Segments above which small neighbours are written anew as one."""
 
 OPEN = 64
 """Files that wait to be on the disk."""
@@ -88,21 +88,19 @@ class Saver:
             packing.library()
         check_note(note)
         try:
-            with (
-                claimed(directory, overwrite, self._ours) as (last, number),
-                _Writing(directory, number, compressed) as out,
-            ):
-                manifest = self._cut(out, last)
-                manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
-                out.draft(MANIFEST, manifest.encode())
-                out.sync()
-                place = directory.resolve()
-                self._last[place] = (*self._last.get(place, ()), manifest)
-                if self._saves:
-                    self._saves.remember(place, [known.identity for known in (last, manifest) if known])
-                commit(directory, manifest)
-                self._last[place] = (manifest,)
-                return out.written
+            _make(directory)
+            with contextlib.closing(Claim(directory)):
+                there, number = _look(directory, overwrite)
+                last = None if there is None or overwrite else self._ours(directory.resolve(), there)
+                if there is not None and last is None and not overwrite:
+                    raise _of_another(directory)
+                try:
+                    with _Writing(directory, number, compressed) as out:
+                        return self._write(out, last, buffer, note)
+                except BaseException:
+                    with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
+                        _tidy(directory, there)
+                    raise
         except OSError as error:
             if isinstance(error, SnapshotError):
                 raise
@@ -111,14 +109,24 @@ class Saver:
                 "before is whole, or this one is there."
             ) from error
 
+    def _write(self, out: _Writing, last: Manifest | None, buffer: dict[str, Any], note: Any) -> int:
+        """What is new, then what commits it. Returns the bytes."""
+        manifest = self._cut(out, last)
+        manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
+        out.draft(MANIFEST, manifest.encode())
+        out.sync()
+        place = out.directory.resolve()
+        self._last[place] = (*self._last.get(place, ()), manifest)
+        if self._saves:
+            self._saves.remember(place, [known.identity for known in (last, manifest) if known])
+        commit(out.directory, manifest)
+        self._last[place] = (manifest,)
+        return out.written
+
     def _cut(self, out: _Writing, last: Manifest | None) -> Manifest:
         num_lanes = self._core.num_lanes
-        segments = list(last.segments) if last else []
         done = np.zeros(num_lanes, np.uint64)
-        for segment in segments:
-            for lane, _, end in segment.runs:
-                done[lane] = end
-        self._absorb(segments, done)
+        segments = self._kept(out, last.segments, done) if last else []
         room = self._parts.chunk
         strips, tails = self._parts.allocate(room), self._parts.allocate(2 * num_lanes)
         lanes, epochs = np.zeros((num_lanes, 4), np.uint64), np.zeros((num_lanes, 2), np.uint64)
@@ -137,7 +145,7 @@ class Saver:
                     break
                 if attempt == ROUNDS:
                     self._core.hold(held)
-                segments += self._copy(out, done, bool(held))
+                segments += self._copy_new(out, done, bool(held))
             else:
                 cut = self._native.cut(done, room, strips, tails, lanes, epochs, tuple(values), bool(held))
         finally:
@@ -156,7 +164,8 @@ class Saver:
             segments.append(self._write_strips(out, new, strips, extent))
         segments = [s for s in segments if any(end > state[lane][3] for lane, _, end in s.runs)]
         ends = [(lane, head - 1, head + 1) for lane, (_, head, going, _) in enumerate(state) if going]
-        if last is not None and same and last.selector.get("changes") == selector["changes"]:
+        unchanged = last is not None and same and last.selector.get("changes") == selector["changes"]
+        if last is not None and unchanged and all(is_there(out.directory, file) for file in last.open_files):
             tail, files = last.tail, last.values
         else:
             tail = self._write_strips(out, ends, tails, tail_extent) if ends else None
@@ -174,36 +183,52 @@ class Saver:
         self._core.lanes(lanes, held)
         return lanes
 
-    def _absorb(self, segments: list[Segment], done: NDArray[np.uint64]) -> None:
-        """Takes small segments back, the newest ones, where there are too many: they are written anew as one."""
+    def _kept(self, out: _Writing, segments: Sequence[Segment], done: NDArray[np.uint64]) -> list[Segment]:
+        """Those that stay of the last snapshot, and what is written anew in place of others. `done`: up to where."""
         state = self._state()
-        rows = sum(
+        for segment in segments:
+            for lane, _, end in segment.runs:
+                done[lane] = end
+        num_new = sum(
             max(0, int(head) - int(going) - max(int(done[lane]), int(first)))
             for lane, (_, head, going, first) in enumerate(state)
         )
-        if len(segments) < SEGMENTS or rows == 0:
-            return
-        # Those no larger than what is new: each transition is written anew a few times in its life. Where there are far
-        # too many, the last one whatever its size.
-        while segments and rows + segments[-1].extent[0] <= self._largest:
-            if segments[-1].extent[0] > rows and len(segments) < 2 * SEGMENTS:
-                break
-            segment = segments.pop()
-            rows += segment.extent[0]
-            for lane, begin, _ in segment.runs:
-                done[lane] = min(begin, done[lane])
+        plan = make_plan(
+            segments,
+            state[:, 3].tolist(),
+            num_new,
+            largest=self._largest,
+            most=SEGMENTS,
+            is_whole=lambda segment: all(is_there(out.directory, file) for file in segment.files if file),
+        )
+        kept: list[Segment] = []
+        for stay in plan.stays:
+            kept += [stay.segment] if stay.segment else self._copy(out, stay.runs)
+        for lane, begin, _ in plan.taken_back:
+            done[lane] = min(begin, done[lane])
+        return kept
 
     @property
     def _largest(self) -> int:
         """Rows of a segment."""
         return max(self._capacity // SHARE, SMALL // self._parts.row_bytes, self._parts.chunk)
 
-    def _copy(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
-        """Writes the settled transitions from `done` on, piece by piece, and moves `done` on behind them."""
+    def _copy_new(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
+        """Writes the settled transitions from `done` on, and moves `done` on behind them."""
+        runs = [
+            (lane, max(int(done[lane]), first), head - going)
+            for lane, (_, head, going, first) in enumerate(self._state(held).tolist())
+        ]
+        segments = self._copy(out, runs, held)
+        for lane, begin, end in runs:
+            done[lane] = max(int(done[lane]), begin, end)
+        return segments
+
+    def _copy(self, out: _Writing, runs: Sequence[Run], held: bool = False) -> list[Segment]:
+        """Writes these rows, piece by piece."""
         segments: list[Segment] = []
         open_: _Rows | None = None
-        for lane, (_, head, going, first) in enumerate(self._state(held).tolist()):
-            time, end = max(int(done[lane]), first), head - going
+        for lane, time, end in runs:
             while time < end:
                 if open_ is None:
                     open_ = _Rows(out, self._parts)
@@ -216,7 +241,6 @@ class Saver:
                 if open_.extent[0] == self._largest:
                     segments.append(open_.finish())
                     open_ = None
-            done[lane] = max(int(done[lane]), end)
         if open_ is not None:
             segments.append(open_.finish())
         return segments
@@ -235,7 +259,7 @@ class Saver:
 
 
 class _Writing:
-    """What one save writes to its directory."""
+    """What one save writes to its directory. Files are made by a thread of its own: no interrupt comes there."""
 
     def __init__(self, directory: Path, number: int, compressed: bool) -> None:
         self.directory, self.number, self.compressed = directory, number, compressed
@@ -243,7 +267,7 @@ class _Writing:
         self.worker = Workers(1)
         self._syncing = Workers(8)
         self._files: list[packing.Output | Sink] = []  # still being written, or not on their way to the disk
-        self._coming: list[Future[None]] = []  # on their way
+        self._coming: list[Work[None]] = []  # on their way
 
     def __enter__(self) -> _Writing:
         return self
@@ -274,7 +298,7 @@ class _Writing:
 
     def draft(self, name: str, data: bytes) -> None:
         """What will appear under this name."""
-        self._files.append(draft(self.directory, name, data))
+        self._files.append(self.worker.submit(draft, self.directory, name, data).result())
         self.written += len(data)
 
     def next_number(self) -> int:
@@ -297,6 +321,9 @@ class _Writing:
 
     def array(self, name: str, part: Part, entries: NDArray[Any], number: int | None = None) -> File:
         """A whole file at once."""
+        return self.worker.submit(self._array, name, part, entries, number).result()
+
+    def _array(self, name: str, part: Part, entries: NDArray[Any], number: int | None) -> File:
         file = self.file(name, part, self.next_number() if number is None else number)
         file.write(np.ascontiguousarray(entries).view(np.uint8).reshape(-1).data)
         return self.done(file, part, len(entries))
@@ -310,7 +337,7 @@ class _Rows:
         self._strips = [parts.allocate(parts.chunk) for _ in range(2)]  # for the next piece; being written
         self._number = out.next_number()
         self._files: list[packing.Output | None] = [None] * len(tuple(parts))
-        self._writing: Future[None] | None = None
+        self._writing: Work[None] | None = None
         self._runs: list[tuple[int, int, int]] = []
         self.extent: Extent = (0, 0, 0)
 
@@ -353,45 +380,42 @@ class _Rows:
             self._writing.result()
 
 
-@contextlib.contextmanager
-def claimed(
-    directory: Path, overwrite: bool, ours: Callable[[Path, Manifest], Manifest | None]
-) -> Iterator[tuple[Manifest | None, int]]:
-    """Takes a directory to save to: the manifest there if we know it, and the number of the next file.
-
-    Raises:
-        ConfigError: it holds a snapshot that is not known, and `overwrite` was not given.
-        SnapshotError: another process saves there; the manifest there is damaged.
-    """
+def _make(directory: Path) -> None:
     try:
         make_directory(directory)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"save: expected a directory, got the file {directory}. Give another path.") from None
-    with locked(directory):
-        there: Manifest | None = None
-        number = 1
-        if os.path.lexists(directory / MANIFEST):
-            try:
-                there = read_manifest(directory)
-                number = there.number
-            except SnapshotError:
-                if not overwrite:
-                    raise
-                number = secrets.randbelow(900_000) + 100_000  # a reader of the old one must not find our files in it
-        last = ours(directory.resolve(), there) if there is not None else None
-        if there is not None and last is None and not overwrite:
-            raise ConfigError(
-                f"save: expected a directory that is new or holds an earlier save of this buffer, {directory} holds a "
-                "snapshot of another one. Load that one and go on with it, save elsewhere, or pass overwrite=True."
-            )
-        try:
-            yield last, number
-        except BaseException:
-            with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
-                remove(directory / f"{MANIFEST}.new")
-                if os.path.lexists(directory / MANIFEST):
-                    # Which of them is there after a loss of power, nobody knows.
-                    drop_others(directory, read_manifest(directory), there)
-                else:
-                    drop_others(directory)
+
+
+def _look(directory: Path, overwrite: bool) -> tuple[Manifest | None, int]:
+    """The manifest that is there, if any, and the number of the next file.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    if not os.path.lexists(directory / MANIFEST):
+        return None, 1
+    try:
+        there = read_manifest(directory)
+    except SnapshotError:
+        if not overwrite:
             raise
+        return None, secrets.randbelow(900_000) + 100_000  # a reader of the old one must not find our files in it
+    return there, there.number
+
+
+def _of_another(directory: Path) -> ConfigError:
+    return ConfigError(
+        f"save: expected a directory that is new or holds an earlier save of this buffer, {directory} holds a "
+        "snapshot of another one. Load that one and go on with it, save elsewhere, or pass overwrite=True."
+    )
+
+
+def _tidy(directory: Path, before: Manifest | None) -> None:
+    """Removes what a save has left that came to nothing."""
+    remove(directory / f"{MANIFEST}.new")
+    if os.path.lexists(directory / MANIFEST):
+        # Which of them is there after a loss of power, nobody knows.
+        drop_others(directory, read_manifest(directory), before)
+    else:
+        drop_others(directory)

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from relive.checks import as_path
 from relive.disk import File
 from relive.errors import ConfigError, SnapshotError
 
+T = TypeVar("T")
+
 MANIFEST = "manifest.json"
 FORMAT = "relive snapshot"
 VERSION = 1
+_ATTEMPTS = 100  # to read what is saved to again and again
 _NAMES = re.compile(r"[0-9]{6,18}-(records|finals|((final-)?column|prefix)-[0-9]+|masses|places|uses)\.npy(\.zst)?")
 _FRAME = re.compile(
     rb'\{"format": "([^"]*)", "version": (\d+), "crc32": "([0-9a-f]{8})", "content":\n(.*)\n\}\n', re.DOTALL
@@ -93,8 +96,13 @@ class Manifest:
     @property
     def files(self) -> list[File]:
         """Every file that counts."""
-        segments = [*self.segments, *([] if self.tail is None else [self.tail])]
-        return [*(file for segment in segments for file in segment.files if file is not None), *self.values]
+        return [*(file for segment in self.segments for file in segment.files if file is not None), *self.open_files]
+
+    @property
+    def open_files(self) -> list[File]:
+        """Those of what is not settled: open ends of episodes, and what the sampler keeps."""
+        tail = () if self.tail is None else self.tail.files
+        return [*(file for file in tail if file is not None), *self.values]
 
     def encode(self) -> bytes:
         """As it is written: JSON with a checksum of its own."""
@@ -261,11 +269,35 @@ def read_note(path: str | os.PathLike[str]) -> Any:
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Compares every checksum of a snapshot. Cost: reads all of it once, in constant memory.
+    """Compares every checksum of a snapshot, which may be saved to meanwhile.
 
     Raises:
         SnapshotError: something is not as it was written; says which file and where.
+
+    Cost: reads all of it once, in constant memory.
     """
     directory = as_path("verify", path)
-    for file in read_manifest(directory).files:
-        disk.verify(directory, file)
+
+    def compare(manifest: Manifest) -> None:
+        for file in manifest.files:
+            disk.verify(directory, file)
+
+    steadily(directory, compare)
+
+
+def steadily(directory: Path, work: Callable[[Manifest], T]) -> T:
+    """Reads a snapshot; another time where it was saved to meanwhile, and files of the one begun with were dropped.
+
+    Raises:
+        SnapshotError: there is none, or it is damaged, or saved to faster than it can be read.
+    """
+    manifest = read_manifest(directory)
+    for attempt in range(_ATTEMPTS):
+        try:
+            return work(manifest)
+        except OSError:
+            newer = read_manifest(directory)
+            if newer.identity == manifest.identity or attempt == _ATTEMPTS - 1:
+                raise
+            manifest = newer
+    raise AssertionError("the last attempt returns or raises")

@@ -17,6 +17,8 @@ import pytest
 from snapshot_worlds import WORLDS, World, digest, state_of
 
 import relive
+from relive import disk
+from relive.audit import check_path
 from relive.snapshot import read_manifest
 
 Field = relive.Field
@@ -222,3 +224,43 @@ def test_processes_that_save_to_one_directory(tmp_path: Path) -> None:
     assert digest(relive.load(tmp_path / "s")) == digest(buffer)
     files = {file.name for file in read_manifest(tmp_path / "s").files}
     assert {path.name for path in (tmp_path / "s").iterdir()} - files <= {"manifest.json", "manifest.json.new"}
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "Memory": relive.load,
+    "Mmap": lambda path: relive.load(path, storage=relive.Mmap(str(path.parent / "mapped"))),
+    "SharedMemory": lambda path: relive.load(path, storage=relive.SharedMemory()),
+    "verify": relive.snapshot.verify,
+    "check": check_path,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whoever_reads_begins_again_where_a_save_came_between(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: files that a newer save has dropped taken for damage."""
+    buffer = relive.ReplayBuffer(100, sampler=relive.Prioritized(), seed=0)
+
+    def save_more() -> None:
+        step = float(len(buffer))
+        buffer.push(np.full(3, step, np.float32), 0, step, False, np.full(3, step + 1, np.float32))
+        buffer.save(tmp_path / "s")
+
+    save_more()
+    opened, saves = disk._open, 3
+
+    def open_after_a_save(path: Path) -> int:
+        nonlocal saves
+        if saves:
+            saves -= 1
+            save_more()
+        return opened(path)
+
+    monkeypatch.setattr(disk, "_open", open_after_a_save)
+    result = READERS[reader](tmp_path / "s")
+    assert saves == 0
+    if isinstance(result, relive.ReplayBuffer):
+        assert result.ids.tolist() == buffer.ids.tolist()
+    if reader == "check":
+        assert not result.findings

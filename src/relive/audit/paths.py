@@ -9,11 +9,12 @@ import relive.interop
 from relive.audit.one_pass import check
 from relive.audit.priorities import check_priorities
 from relive.audit.report import Check, Finding, Report
+from relive.buffer import ReplayBuffer
 from relive.durable import load
 from relive.errors import SnapshotError
 from relive.interop.files import detect
 from relive.samplers import Uniform
-from relive.snapshot import MANIFEST, verify
+from relive.snapshot import MANIFEST, Manifest, steadily, verify
 from relive.views import Transitions
 
 
@@ -40,13 +41,17 @@ def check_path(path: str | Path, *, format: str | None = None, trust_pickle: boo
     if format != "snapshot":
         return check(relive.interop.open(path, format=format, trust_pickle=trust_pickle))
     sums = Check("checksums", "every file is, byte for byte, as it was saved")
-    try:
+
+    def read(manifest: Manifest) -> tuple[ReplayBuffer, tuple[Check, ...], tuple[Finding, ...]]:
         verify(path)
         buffer = load(path, sampler=Uniform(), view=Transitions())  # whatever code the saved ones need
+        return buffer, *check_priorities(path, manifest)
+
+    try:
+        buffer, checks, findings = steadily(path, read)
     except SnapshotError as error:
         if not (path / MANIFEST).exists():
             raise  # none at all
         return Report(f"{path}: snapshot", 0, (sums,), (Finding("checksums", "error", 1, None, str(error)),))
-    checks, findings = check_priorities(path)
     report = check(relive.interop.of_buffer(buffer, format="snapshot", path=path))
     return replace(report, checks=(sums, *report.checks, *checks), findings=(*report.findings, *findings))

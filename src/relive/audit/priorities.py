@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from relive.audit.report import Check, Finding
 from relive.compression import library
 from relive.disk import File
-from relive.snapshot import read_manifest
+from relive.snapshot import Manifest
 
 DRAWS = 100
 """Batches from which on a learner should have updated a priority."""
@@ -19,16 +19,19 @@ KEEPERS = ("Prioritized", "RankBased")
 RULE = "priorities"
 
 
-def check_priorities(path: Path) -> tuple[tuple[Check, ...], tuple[Finding, ...]]:
+def check_priorities(path: Path, manifest: Manifest) -> tuple[tuple[Check, ...], tuple[Finding, ...]]:
     """Whether a sampler that keeps priorities was ever told any.
 
     Args:
         path: of a snapshot whose checksums are right.
+        manifest: of it.
 
     Returns:
         The check, none for other samplers; at most one finding.
+
+    Raises:
+        OSError: its files are gone, because it was saved to meanwhile.
     """
-    manifest = read_manifest(path)
     files = [file for file in manifest.values if "-masses." in file.name]
     if manifest.buffer.get("sampler", {}).get("name") not in KEEPERS or not files:
         return (), ()
