@@ -263,6 +263,48 @@ def test_links_to_other_files_are_not_followed(tmp_path):
         everything(interop.open(tmp_path / "d"))
 
 
+@pytest.mark.parametrize("kind", ["external", "virtual"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_data_that_lie_in_other_files_are_not_read(kind, ours, tmp_path):
+    """Also in the twentieth of many short episodes, whose like were looked at before."""
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.arange(3)
+        place = file["x"].id.get_offset()
+    path = save(tmp_path / "d", [episode(3) for _ in range(20)])
+    if ours:
+        interop.write(interop.open(path), tmp_path / "ours")
+        path = tmp_path / "ours"
+    with h5py.File(path / "main_data.hdf5", "a") as file:
+        del file["episode_19/actions"]
+        if kind == "virtual":
+            layout = h5py.VirtualLayout((3,), "i8")
+            layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "x", (3,))
+            file["episode_19"].create_virtual_dataset("actions", layout)
+        else:
+            file["episode_19"].create_dataset("actions", (3,), "i8", external=[(tmp_path / "secret.h5", place, 24)])
+        assert file["episode_19/actions"][:].tolist() == [0, 1, 2]
+    with pytest.raises(relive.ReplayError, match="episode_19/actions: expected data in the file, got data in others"):
+        everything(interop.open(path))
+
+
+def test_a_dataset_of_ours_that_does_not_say_its_counts(tmp_path):
+    """Older ones: their episodes are looked at. One that says others than there are is refused."""
+    interop.write(interop.open(save(tmp_path / "in", [episode(4), episode(2)])), tmp_path / "out")
+    place = tmp_path / "out" / "metadata.json"
+    metadata = json.loads(place.read_text())
+    assert metadata["relive"].pop("counts") == [6]
+    place.write_text(json.dumps(metadata))
+    assert interop.open(tmp_path / "out").counts == (6,)
+    metadata["total_episodes"] = 1
+    place.write_text(json.dumps(metadata | {"relive": metadata["relive"] | {"counts": [6]}}))
+    with pytest.raises(relive.ReplayError, match="expected 6 steps, got 4"):
+        everything(interop.open(tmp_path / "out"))
+    for counts in ([5], [3, 3], [-1, 7], "x"):
+        place.write_text(json.dumps(metadata | {"relive": metadata["relive"] | {"counts": counts}}))
+        with pytest.raises(relive.ReplayError, match=r"expected (6 steps, got 5|a number for each lane)"):
+            interop.open(tmp_path / "out")
+
+
 def test_ids_as_minari_looks_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     assert dataset_id(tmp_path / "cartpole" / "mixed-v2" / "data") == "cartpole/mixed-v2"

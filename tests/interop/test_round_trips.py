@@ -15,11 +15,17 @@ from sample_sources import BOTH, BREAKS, GOES_ON, STEPS, TERMINATES, contents, r
 import relive
 from model.kinds import GOAL, KINDS, Kind
 from relive import interop
-from relive.interop import minari
+from relive.interop import blocks, minari
 
 SUFFIXES = {"minari": "", "d4rl": ".hdf5", "parquet": ".parquet", "npz": ".npz"}
 FORMATS = list(SUFFIXES)
-ALL_KINDS = {**KINDS, "goal": GOAL}
+NUMBERS = Kind(
+    "numbers",
+    relive.Field("float64", (2,)),
+    (relive.Field("bool"), relive.Field("uint8", (2,)), relive.Field("float64"), relive.Field("int32", (1,))),
+    {"switch": relive.Field("bool"), "wide": relive.Field("uint64")},
+)
+ALL_KINDS = {**KINDS, "goal": GOAL, "numbers": NUMBERS}
 PROGRAM = st.tuples(st.sampled_from(sorted(ALL_KINDS)), st.integers(1, 3), STEPS, st.integers(1, 30))
 
 
@@ -47,6 +53,24 @@ def test_every_transition_comes_back(format, program, reward):
         assert contents(back) == contents(source)
         assert contents(back) == contents(source)  # as often as one likes
         assert list(Path(folder).iterdir()) == [path]
+
+
+@settings(max_examples=40)
+@given(PROGRAM, st.permutations(FORMATS), st.sampled_from(["float32", "float64"]), st.sampled_from([2, 5, 10**6]))
+@example(("numbers", 3, [(lane, BREAKS) for lane in (0, 2)] * 9, 4), FORMATS, "float64", 2)
+def test_formats_in_turn(program, order, reward, rows):
+    """From file to file, whatever the order, and however many transitions are read at a time."""
+    kind_name, lanes, steps, size = program
+    kind = ALL_KINDS[kind_name]
+    first = source_of(kind, rows_of(kind, lanes, steps, reward), size)
+    source = first
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_ROWS", rows)
+        for format in order:
+            path, _ = written(source, format, folder)
+            source = interop.open(path)
+            assert (source.schema, source.counts) == (first.schema, first.counts)
+        assert contents(source) == contents(first)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -99,9 +99,10 @@ def _counts_of_ours(file: Path, total: int, about: Mapping[str, Any], ours: Abou
             if not 0 <= lane < len(counts):
                 raise DatasetError(f"{file}: lane: expected lanes in [0, {len(counts)}), got others.")
             counts[lane] += length_of(file, number, as_group(group), "rewards")
-    elif not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise DatasetError(f"{file.parent / METADATA}: {COUNTS}: expected numbers of transitions, got something else.")
-    if len(counts) != ours.schema.lanes or sum(counts) != ours.rows:
+    fits = isinstance(counts, list) and len(counts) == ours.schema.lanes
+    if not fits or not all(type(count) is int and count >= 0 for count in counts):
+        raise DatasetError(f"{file.parent / METADATA}: {COUNTS}: expected a number for each lane, got something else.")
+    if sum(counts) != ours.rows:
         raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(counts):,}.")
     return tuple(counts)
 
