@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from relive._core import Core
 from relive._core import Reader as Native
 from relive.compression import Decompressed, Input
-from relive.disk import File, Spring, ahead
+from relive.disk import File, Spring
 from relive.errors import SnapshotError
 from relive.schema import Schema
 from relive.snapshot import MANIFEST, Manifest, Segment, npy_head
-from relive.strips import VALUES, Part, parts_of
-
-Extent = tuple[int, int, int]
-Strips = tuple[NDArray[np.uint8], ...]
+from relive.strips import VALUES, Extent, Part, Strips, parts_of
+from relive.workers import ahead
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from relive import compression as packing
 from relive._core import Core, release_all
 from relive._core import Reader as Native
 from relive.compaction import Run, make_plan
-from relive.disk import Claim, File, Sink, Work, Workers, draft, is_there, make_directory, remove, sync_directory
+from relive.disk import Claim, is_there, make_directory, remove
 from relive.errors import ConfigError, SnapshotError
 from relive.saves import Saves
 from relive.schema import Schema
@@ -33,17 +33,13 @@ from relive.snapshot import (
     check_note,
     commit,
     drop_others,
-    file_name,
-    npy_head,
     read_manifest,
 )
-from relive.strips import VALUES, Part, Parts, parts_of
+from relive.strips import VALUES, Extent, Part, parts_of
+from relive.writing import Rows, Writing
 
 SEGMENTS = 64
 """Segments above which small neighbours are written anew as one."""
-
-OPEN = 64
-"""Files that wait to be on the disk."""
 
 SHARE = 16
 """A segment holds at most this part of the capacity: what is dead of the oldest one is all that a snapshot wastes."""
@@ -53,9 +49,6 @@ SMALL = 1 << 26
 
 ROUNDS = 8
 """Of copying while others push. Who pushes faster than the disk writes waits for it after so many."""
-
-Extent = tuple[int, int, int]
-Strips = tuple[NDArray[np.uint8], ...]
 
 
 class Saver:
@@ -95,7 +88,7 @@ class Saver:
                 if there is not None and last is None and not overwrite:
                     raise _of_another(directory)
                 try:
-                    with _Writing(directory, number, compressed) as out:
+                    with Writing(directory, number, compressed) as out:
                         return self._write(out, last, buffer, note)
                 except BaseException:
                     with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
@@ -109,7 +102,7 @@ class Saver:
                 "before is whole, or this one is there."
             ) from error
 
-    def _write(self, out: _Writing, last: Manifest | None, buffer: dict[str, Any], note: Any) -> int:
+    def _write(self, out: Writing, last: Manifest | None, buffer: dict[str, Any], note: Any) -> int:
         """What is new, then what commits it. Returns the bytes."""
         manifest = self._cut(out, last)
         manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
@@ -123,7 +116,7 @@ class Saver:
         self._last[place] = (manifest,)
         return out.written
 
-    def _cut(self, out: _Writing, last: Manifest | None) -> Manifest:
+    def _cut(self, out: Writing, last: Manifest | None) -> Manifest:
         num_lanes = self._core.num_lanes
         done = np.zeros(num_lanes, np.uint64)
         segments = self._kept(out, last.segments, done) if last else []
@@ -183,7 +176,7 @@ class Saver:
         self._core.lanes(lanes, held)
         return lanes
 
-    def _kept(self, out: _Writing, segments: Sequence[Segment], done: NDArray[np.uint64]) -> list[Segment]:
+    def _kept(self, out: Writing, segments: Sequence[Segment], done: NDArray[np.uint64]) -> list[Segment]:
         """Those that stay of the last snapshot, and what is written anew in place of others. `done`: up to where."""
         state = self._state()
         for segment in segments:
@@ -213,7 +206,7 @@ class Saver:
         """Rows of a segment."""
         return max(self._capacity // SHARE, SMALL // self._parts.row_bytes, self._parts.chunk)
 
-    def _copy_new(self, out: _Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
+    def _copy_new(self, out: Writing, done: NDArray[np.uint64], held: bool) -> list[Segment]:
         """Writes the settled transitions from `done` on, and moves `done` on behind them."""
         runs = [
             (lane, max(int(done[lane]), first), head - going)
@@ -224,14 +217,14 @@ class Saver:
             done[lane] = max(int(done[lane]), begin, end)
         return segments
 
-    def _copy(self, out: _Writing, runs: Sequence[Run], held: bool = False) -> list[Segment]:
+    def _copy(self, out: Writing, runs: Sequence[Run], held: bool = False) -> list[Segment]:
         """Writes these rows, piece by piece."""
         segments: list[Segment] = []
-        open_: _Rows | None = None
+        open_: Rows | None = None
         for lane, time, end in runs:
             while time < end:
                 if open_ is None:
-                    open_ = _Rows(out, self._parts)
+                    open_ = Rows(out, self._parts)
                 upto = min(end, time + self._parts.chunk, time + self._largest - open_.extent[0])
                 if not open_.copy(self._core, lane, time, upto, held):
                     # Overwritten meanwhile: the snapshot does without, so far as it needs the lane at all.
@@ -246,7 +239,7 @@ class Saver:
         return segments
 
     def _write_strips(
-        self, out: _Writing, runs: Sequence[tuple[int, int, int]], strips: Sequence[NDArray[np.uint8]], extent: Extent
+        self, out: Writing, runs: Sequence[tuple[int, int, int]], strips: Sequence[NDArray[np.uint8]], extent: Extent
     ) -> Segment:
         number = out.next_number()
         files = tuple(
@@ -256,128 +249,6 @@ class Saver:
             for part, strip in zip(self._parts, strips, strict=True)
         )
         return Segment(tuple(runs), extent, files)
-
-
-class _Writing:
-    """What one save writes to its directory. Files are made by a thread of its own: no interrupt comes there."""
-
-    def __init__(self, directory: Path, number: int, compressed: bool) -> None:
-        self.directory, self.number, self.compressed = directory, number, compressed
-        self.written = 0
-        self.worker = Workers(1)
-        self._syncing = Workers(8)
-        self._files: list[packing.Output | Sink] = []  # still being written, or not on their way to the disk
-        self._coming: list[Work[None]] = []  # on their way
-
-    def __enter__(self) -> _Writing:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.worker.__exit__()
-        self._syncing.__exit__()
-        for file in self._files:
-            file.close()
-
-    def ended(self) -> None:
-        """No file is being written: those that were go to the disk, while the next ones are."""
-        files, self._files = self._files, []
-        self._coming += [self._syncing.submit(file.sync) for file in files]
-        if len(self._coming) >= OPEN:
-            self._wait()
-
-    def sync(self) -> None:
-        """Sees to it that all files are on the disk, and their names: all at once, for one wait."""
-        self.ended()
-        self._coming.append(self._syncing.submit(sync_directory, self.directory))
-        self._wait()
-
-    def _wait(self) -> None:
-        coming, self._coming = self._coming, []
-        for result in coming:
-            result.result()
-
-    def draft(self, name: str, data: bytes) -> None:
-        """What will appear under this name."""
-        self._files.append(self.worker.submit(draft, self.directory, name, data).result())
-        self.written += len(data)
-
-    def next_number(self) -> int:
-        self.number += 1
-        return self.number - 1
-
-    def file(self, name: str, part: Part, number: int) -> packing.Output:
-        """A file for the entries of a part."""
-        head = packing.HEAD if self.compressed else len(npy_head(part.dtype, (0, *part.shape)))
-        sink = Sink(self.directory, file_name(number, name, self.compressed), head)
-        file = packing.Compressed(sink) if self.compressed else sink
-        self._files.append(file)
-        return file
-
-    def done(self, file: packing.Output, part: Part, count: int) -> File:
-        """Ends a file that has so many entries."""
-        written = file.finish(npy_head(part.dtype, (count, *part.shape)))
-        self.written += written.size
-        return written
-
-    def array(self, name: str, part: Part, entries: NDArray[Any], number: int | None = None) -> File:
-        """A whole file at once."""
-        return self.worker.submit(self._array, name, part, entries, number).result()
-
-    def _array(self, name: str, part: Part, entries: NDArray[Any], number: int | None) -> File:
-        file = self.file(name, part, self.next_number() if number is None else number)
-        file.write(np.ascontiguousarray(entries).view(np.uint8).reshape(-1).data)
-        return self.done(file, part, len(entries))
-
-
-class _Rows:
-    """A segment while its rows are copied. A piece is written by a thread while the next one is copied."""
-
-    def __init__(self, out: _Writing, parts: Parts) -> None:
-        self._out, self._parts = out, parts
-        self._strips = [parts.allocate(parts.chunk) for _ in range(2)]  # for the next piece; being written
-        self._number = out.next_number()
-        self._files: list[packing.Output | None] = [None] * len(tuple(parts))
-        self._writing: Work[None] | None = None
-        self._runs: list[tuple[int, int, int]] = []
-        self.extent: Extent = (0, 0, 0)
-
-    def copy(self, core: Core, lane: int, begin: int, end: int, held: bool) -> bool:
-        """Copies transitions [begin, end) of a lane; False if the first of them was overwritten."""
-        strips = self._strips[0]
-        filled = core.copy_out(lane, begin, end, self.extent, (0, 0, 0), strips, held)
-        if filled is None:
-            return False
-        self._written()
-        self._writing = self._out.worker.submit(self._write, strips, filled)
-        self._strips.reverse()
-        rows, finals, prefixes = (before + now for before, now in zip(self.extent, filled, strict=True))
-        self.extent = (rows, finals, prefixes)
-        if self._runs and self._runs[-1][0] == lane and self._runs[-1][2] == begin:
-            begin = self._runs.pop()[1]
-        self._runs.append((lane, begin, end))
-        return True
-
-    def finish(self) -> Segment:
-        """Ends the files."""
-        self._written()
-        files = tuple(
-            None if file is None else self._out.done(file, part, self.extent[part.per])
-            for file, part in zip(self._files, self._parts, strict=True)
-        )
-        self._out.ended()
-        return Segment(tuple(self._runs), self.extent, files)
-
-    def _write(self, strips: Strips, filled: Extent) -> None:
-        for place, (part, strip) in enumerate(zip(self._parts, strips, strict=True)):
-            if filled[part.per] * part.entry_bytes == 0:
-                continue
-            file = self._files[place] = self._files[place] or self._out.file(part.name, part, self._number)
-            file.write(strip[: filled[part.per]].reshape(-1).data)
-
-    def _written(self) -> None:
-        """Waits for the piece that is being written: what it was copied to is used again."""
-        if self._writing is not None:
-            self._writing.result()
 
 
 def _make(directory: Path) -> None:

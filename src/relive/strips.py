@@ -19,6 +19,12 @@ CHUNK = 1 << 20
 Per = Literal[0, 1, 2]
 """What an array has one entry for: a row, a final observation, a stack prefix; the place in an extent."""
 
+Extent = tuple[int, int, int]
+"""How much of a segment there is: rows, final observations, stack prefixes."""
+
+Strips = tuple[NDArray[np.uint8], ...]
+"""Memory to move rows through, an array for each part."""
+
 VALUES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("masses", np.dtype("f8")),
     ("places", np.dtype("u4")),

@@ -14,6 +14,7 @@ import pytest
 
 import relive
 from relive import disk
+from relive.workers import Workers
 
 
 def filled(count: int = 50) -> relive.ReplayBuffer:
@@ -152,7 +153,7 @@ def test_interrupted_loads_leave_no_file_open(tmp_path: Path, monkeypatch: pytes
 def test_work_is_done_once_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """Done now and again later, a checksum would be wrong."""
     done: list[int] = []
-    workers = disk.Workers(1)
+    workers = Workers(1)
     with monkeypatch.context() as patch:
         patch.setattr("_thread.start_new_thread", refuse_to_start)
         first = workers.submit(done.append, 1)
