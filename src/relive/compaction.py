@@ -14,6 +14,9 @@ from relive.snapshot import Segment
 Run = tuple[int, int, int]
 """Lane, and times [begin, end)."""
 
+RUNS = 128
+"""Runs a segment, on average, from which on there are too many: the manifest names them all."""
+
 
 @dataclass(frozen=True)
 class Stay:
@@ -63,8 +66,9 @@ def make_plan(
     """Looks at the segments of the last snapshot.
 
     Those of which nothing is needed go, and those that are not whole are written anew. With anything new: so are those
-    mostly dead, once half of all is; and where there are more than `most`, small neighbours become one, so that each
-    is more than twice as large as the next, or too large to join it. A row is written a few times in its life.
+    mostly dead, once half of all is; and where there are more than `most`, or many lanes in each, small neighbours
+    become one, so that each is more than twice as large as the next, or too large to join it. A row is written a few
+    times in its life.
 
     Args:
         segments: oldest first.
@@ -88,7 +92,7 @@ def make_plan(
             checked[-1] = _joined(checked[-1], stay)
         else:
             checked.append(Stay(stay.runs, None))
-    if num_new == 0 or len(checked) < most:
+    if num_new == 0 or (len(checked) < most and sum(len(stay.runs) for stay in checked) < RUNS * most):
         return Plan(checked, ())
     return _with_fewer(checked, num_new, largest)
 
