@@ -297,8 +297,11 @@ def test_a_dataset_of_ours_that_does_not_say_its_counts(tmp_path):
     assert interop.open(tmp_path / "out").counts == (6,)
     metadata["total_episodes"] = 1
     place.write_text(json.dumps(metadata | {"relive": metadata["relive"] | {"counts": [6]}}))
-    with pytest.raises(relive.ReplayError, match="expected 6 steps, got 4"):
+    with pytest.raises(relive.ReplayError, match=r"expected 6 steps, got 4 steps\. It was edited after"):
         everything(interop.open(tmp_path / "out"))
+    place.write_text(json.dumps(metadata | {"total_steps": 9}))
+    with pytest.raises(relive.ReplayError, match=r"expected 6 steps, got others\. It was edited after"):
+        interop.open(tmp_path / "out")
     for counts in ([5], [3, 3], [-1, 7], "x"):
         place.write_text(json.dumps(metadata | {"relive": metadata["relive"] | {"counts": counts}}))
         with pytest.raises(relive.ReplayError, match=r"expected (6 steps, got 5|a number for each lane)"):

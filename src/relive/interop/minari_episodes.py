@@ -21,6 +21,7 @@ from relive.schema import Field, Schema
 
 _AT_ONCE = 256  # episodes
 FLAGS = ("terminations", "truncations")
+EDITED = "It was edited after relive wrote it. Without `relive` in its metadata.json it is read as any other."
 SHORT_BYTES = 1 << 17
 """To read an episode of less takes less long than to ask each of its arrays where its data lie."""
 
@@ -121,7 +122,8 @@ class Reader:
         if batch is not None:
             yield from self._joined(batch)
         if tuple(seen) != self.counts:
-            raise DatasetError(f"{self.file}: rewards: expected {_steps(self.counts)}, got {_steps(seen)}.")
+            why = EDITED if self.ours else "It changed while it was read."
+            raise DatasetError(f"{self.file}: rewards: expected {_steps(self.counts)}, got {_steps(seen)}. {why}")
 
     def _columns(self) -> dict[str, Column]:
         flag, reward = Field(np.bool_), Field(self.reward)

@@ -14,7 +14,7 @@ from relive.errors import DatasetError
 from relive.interop.about import About, from_dict
 from relive.interop.hdf5 import Column, as_group, datasets, field_of, find, is_dataset, names_in, naming
 from relive.interop.minari import COUNTS, DATA, INDEX, METADATA
-from relive.interop.minari_episodes import FLAGS, Reader, episodes, length_of
+from relive.interop.minari_episodes import EDITED, FLAGS, Reader, episodes, length_of
 from relive.interop.packages import require
 from relive.interop.source import Source
 from relive.interop.spaces import bounded
@@ -60,6 +60,8 @@ def open_minari(path: Path) -> Source:
         raise DatasetError(f"{path}: expected {DATA} beside {METADATA}, got none.")
     if "relive" in metadata:
         ours = from_dict(metadata["relive"], path / METADATA)
+        if metadata.get("total_steps", ours.rows) != ours.rows:
+            raise DatasetError(f"{path / METADATA}: expected {ours.rows:,} steps, got others. {EDITED}")
         counts = _counts_of_ours(file, total, metadata["relive"], ours)
         schema, notes = ours.schema, list[str]()
         reader = Reader(file, schema, ours.reward, total, counts, {}, ours=True)
@@ -103,7 +105,7 @@ def _counts_of_ours(file: Path, total: int, about: Mapping[str, Any], ours: Abou
     if not fits or not all(type(count) is int and count >= 0 for count in counts):
         raise DatasetError(f"{file.parent / METADATA}: {COUNTS}: expected a number for each lane, got something else.")
     if sum(counts) != ours.rows:
-        raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(counts):,}.")
+        raise DatasetError(f"{file}: rewards: expected {ours.rows:,} steps, got {sum(counts):,}. {EDITED}")
     return tuple(counts)
 
 
