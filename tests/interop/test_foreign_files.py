@@ -254,6 +254,25 @@ def test_what_is_no_dataset_is_refused(name, tmp_path):
         interop.open(save(tmp_path, columns, "npz"))
 
 
+def test_steps_of_rlds_are_refused_with_the_remedy(tmp_path):
+    """Read row by row, each episode would gain a step with an action that nobody took."""
+    columns = named(numbered(4), obs="observation", terminated="is_terminal")
+    del columns["truncated"], columns["next_obs"]
+    columns |= {"is_first": np.arange(4) == 0, "is_last": np.arange(4) == 3, "discount": np.ones(4)}
+    with pytest.raises(relive.ReplayError, match=r"terminated: expected a column .* These are steps of RLDS"):
+        interop.open(save(tmp_path, columns, "npz"))
+
+
+def test_minari_before_metadata_json(tmp_path):
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "main_data.hdf5", "w") as file:
+        file.attrs["total_episodes"] = 1
+        file.create_group("episode_0")
+    for path in (tmp_path, tmp_path / "data", tmp_path / "data" / "main_data.hdf5"):
+        with pytest.raises(relive.ReplayError, match=r"with\s+Minari 0\.5 or later"):
+            interop.open(path)
+
+
 def test_a_file_of_ours_that_was_edited_says_how_to_read_it(tmp_path):
     """A user who dropped rows was told of shapes, not that the file itself still told of the old ones."""
     interop.write(as_source(numbered(4)), tmp_path / "ours.npz")

@@ -64,7 +64,7 @@ def _table(path: Path) -> Table:
         if "episode_0" in file:
             raise DatasetError(
                 f"{path}: expected D4RL's arrays, got Minari's groups of episodes. Give the directory that holds "
-                "metadata.json beside this file."
+                "metadata.json beside this file; where there is none, save it with Minari 0.5 or later."
             )
         for name, dataset in datasets(path, file):
             with naming(path, name):

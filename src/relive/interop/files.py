@@ -179,6 +179,11 @@ def _other_directory(path: Path) -> str:
             "a buffer that lives in this directory. Open it in Python, buffer = relive.attach(path): buffer.save makes "
             "a snapshot of it, relive.interop.of_buffer(buffer) is a dataset."
         )
+    if any((place / DATA).is_file() for place in (path, path / "data")):
+        return (
+            f"{DATA} without {METADATA}: Minari before 0.5 wrote such, or the copy is not whole. Load and save it with "
+            "Minari 0.5 or later."
+        )
     return f"a directory with neither {METADATA} (Minari) nor {MANIFEST} (snapshot)."
 
 

@@ -187,7 +187,8 @@ def _check(found: Found) -> None:
         if not there:
             wanted = NAMES["terminated"] + NAMES["done"] if role == "terminated" else NAMES[role]
             have = ", ".join([*table.columns, *(f"{name} ({what})" for name, what in table.unreadable.items())])
-            raise DatasetError(f"{table.path}: {role}: expected a column of {', '.join(wanted)}, got {have or 'none'}.")
+            said = f"{table.path}: {role}: expected a column of {', '.join(wanted)}, got {have or 'none'}."
+            raise DatasetError(said + _of_rlds(table))
     lengths = [table.lengths[column] for column in found.names]
     num_rows = Counter(lengths).most_common(1)[0][0]  # the one that differs from the others is to blame
     for column, length in zip(found.names, lengths, strict=True):
@@ -210,6 +211,16 @@ def _check(found: Found) -> None:
         found.notes.append("no truncated flag: every end is taken for a termination")
     elif "terminated" not in scalars:
         found.notes.append(f"{scalars['done']} and {scalars['truncated']}: a done that is no time-out is a termination")
+
+
+def _of_rlds(table: Table) -> str:
+    """What to do about steps of RLDS, whose last row of an episode is an observation alone."""
+    if "is_last" not in table.columns:
+        return ""
+    return (
+        " These are steps of RLDS: an episode's last row holds its final observation and no action. Make it the "
+        "next_obs of the row before, which gets is_terminal as terminated, and leave it out."
+    )
 
 
 def _find_extras(found: Found, taken: set[str], layout: Layout) -> None:
