@@ -84,7 +84,6 @@ def test_agents_that_make_no_sense_are_refused(change: dict[str, Any], message: 
         ),
         ({"offline": "d", "sampler": "prioritized"}, r"sampler: expected uniform where nothing but the dataset is"),
         ({"offline": "d", "newest": 1}, r"newest: expected 0 where nothing but the dataset is learned from"),
-        ({"offline": "d", "checkpoint_every": 100}, r"checkpoint_every: expected None with a dataset, .*, got 100"),
         (
             {"offline": "d", "online": True, "offline_updates": 0, "offline_share": 0.0},
             r"offline_share: expected a number above 0, or offline_updates: .*, got 0.0",
