@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -22,10 +20,9 @@ from relive.errors import ReplayError
 from relive.share import Gate, RateLimiter, Weights, WeightsHandle
 from relive.shared import Handle
 from relive.train.actor import Actor, Block, Role
+from relive.train.stop import die_with
 
 _CONTEXT = multiprocessing.get_context("spawn")
-
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -159,11 +156,7 @@ def _tell(connection: Connection, failure: Failure) -> None:
 
 
 def _die_with_the_learner() -> None:
-    """Have the system kill this process when the learner is gone, as an environment that hangs never looks.
-
-    The system means the thread of the learner that began this process; it lasts as long as the training.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """An environment that hangs never looks whether the learner is gone; its thread lasts as long as the training."""
     learner = multiprocessing.parent_process()
-    if learner is not None and os.getppid() != learner.pid:  # it was gone before
-        os._exit(1)
+    if learner is not None and learner.pid is not None:
+        die_with(learner.pid)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from relive.train.loop import Trainer
 from relive.train.offline import refuse_missing
 from relive.train.rundir import WEIGHTS, extent_in_words, load_config, place_in_words
 from relive.train.runs import stage
+from relive.train.stop import unwinding
 
 WALL_TIMES = frozenset({"seconds", "cpu_seconds", "eval_seconds", "row_seconds", "steps_per_second"})
 """What two runs may differ in."""
@@ -43,12 +46,26 @@ DRAWS = 8
 _CHUNK = 4096
 """Transitions compared in one go."""
 
-_TRAIN = """
-import json, pathlib, sys
+_WITH_US = """
+import sys
+from relive.train.stop import die_with
+die_with(int(sys.argv.pop(1)))
+"""
+
+_BEGIN = """
+import json, pathlib
 from relive.dqn import TrainConfig
 from relive.train import train
 train(TrainConfig.from_dict(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))
 """
+
+_RESUME = """
+from relive.cli import main
+sys.exit(main(["train", "--resume", sys.argv[1]]))
+"""
+
+_LAST_WORDS = 4096
+"""Bytes at the end of what a process complained of that are looked at for its last line."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class Proof:
         return not self.differences
 
 
+@unwinding()
 def prove_resume(
     run_dir: Path, *, steps: int | None = None, report: Callable[[str], None] = lambda words: None
 ) -> Proof:
@@ -78,7 +96,8 @@ def prove_resume(
     Both trainings are new, in a directory that is removed again; the run itself is only read. They make a checkpoint
     half way and at the end, and with a dataset and steps after it in the midst of both; evaluations and the buffer are
     cut down so that both matter in so few steps. The second is a process of its own, killed by SIGKILL at a random
-    instant after its first checkpoint, and goes on by `relive train --resume`.
+    instant after its first checkpoint, and goes on by `relive train --resume`. Whatever ends this process ends them
+    too; Ctrl-C, SIGTERM and SIGHUP take their directory away as well.
 
     Args:
         run_dir: whose settings; the run need not have checkpoints of its own.
@@ -104,13 +123,15 @@ def prove_resume(
     with TemporaryDirectory(prefix="relive-resume-") as name:
         through, killed = Path(name) / "through", Path(name) / "killed"
         report(f"Training in {config.env} for {extent_in_words(config)}, with a checkpoint every {every:,} of them.")
-        _finish(_begin(config, through))
+        with _begin(config, through) as training:
+            training.finish()
         after_first = _seconds_after(config, every, through)
         report("The same again, in a process that will be killed.")
         resumed_at, killed_after = _train_and_kill(config, killed, after_first)
         place = place_in_words(config, resumed_at)
         report(f"Killed {killed_after:.2f} s after its first checkpoint. Resuming it from {place}.")
-        _finish(_start("-m", "relive", "train", "--resume", str(killed)))
+        with _Training(killed.with_name("resumed.err"), _RESUME, str(killed)) as training:
+            training.finish()
         return Proof(config, resumed_at, killed_after, tuple(differences(through, killed)))
 
 
@@ -187,29 +208,42 @@ def _seconds_each(probe: TrainConfig) -> float:
         began = time.perf_counter()
         while time.perf_counter() - began < PROBE_SECONDS:
             trainer.advance(log)
-            if stop():
-                raise KeyboardInterrupt
+            if stop.signal is not None:
+                raise KeyboardInterrupt if stop.signal is signal.SIGINT else SystemExit(128 + stop.signal)
         return (time.perf_counter() - began) / trainer.place
 
 
-def _start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+class _Training:
+    """A process that trains, until the block ends. What it complains of goes to a file: a pipe would have an end."""
+
+    def __init__(self, complaints: Path, code: str, *args: str) -> None:
+        self._complaints = complaints
+        with complaints.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _WITH_US + code, str(os.getpid()), *args],
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self) -> None:
+        """Wait for it; refuse one that failed."""
+        if code := self.process.wait():
+            with self._complaints.open("rb") as file:
+                file.seek(max(0, self._complaints.stat().st_size - _LAST_WORDS))
+                said = file.read().decode(errors="replace").strip()
+            last = (said or f"exit code {code}").splitlines()[-1]
+            raise OSError(f"training: expected it to succeed, got: {last}")
 
 
-def _begin(config: TrainConfig, run_dir: Path) -> subprocess.Popen[str]:
-    return _start("-c", _TRAIN, json.dumps(config.to_dict()), str(run_dir))
-
-
-def _finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a training; refuse one that failed."""
-    try:
-        complaints = process.communicate()[1]
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        last = (complaints.strip() or f"exit code {process.returncode}").splitlines()[-1]
-        raise OSError(f"training: expected it to succeed, got: {last}")
+def _begin(config: TrainConfig, run_dir: Path) -> _Training:
+    return _Training(run_dir.with_name(f"{run_dir.name}.err"), _BEGIN, json.dumps(config.to_dict()), str(run_dir))
 
 
 def _train_and_kill(config: TrainConfig, run_dir: Path, longest: float) -> tuple[int, float]:
@@ -220,20 +254,15 @@ def _train_and_kill(config: TrainConfig, run_dir: Path, longest: float) -> tuple
     """
     for attempt in range(8):
         path = run_dir.with_name(f"{run_dir.name}-{attempt}")
-        process = _begin(config, path)
-        try:
-            while checkpoint_step(path) is None and process.poll() is None:
+        with _begin(config, path) as training:
+            while checkpoint_step(path) is None and training.process.poll() is None:
                 time.sleep(0.002)
             after = random.uniform(0.0, longest) * 0.5**attempt
             time.sleep(after)
-        finally:
-            process.kill()
-            if process.wait() > 0:
-                _finish(process)
-            assert process.stderr is not None
-            process.stderr.close()
-        step = checkpoint_step(path)
-        if process.returncode < 0 and step is not None and step < config.length:
+        code, step = training.process.returncode, checkpoint_step(path)
+        if code > 0:
+            training.finish()
+        if code < 0 and step is not None and step < config.length:
             path.rename(run_dir)
             return step, after
     raise OSError(
