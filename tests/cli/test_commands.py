@@ -136,7 +136,10 @@ def test_a_mistake_is_one_line_and_no_traceback(place: Path, args: tuple[str, ..
         ("train CartPole-v1 --checkpoint-every 0", r"checkpoint_every: expected an integer >= 1, got 0"),
         ("train --resume", r"--resume: expected a run directory and nothing else, got '--resume'"),
         ("train --resume nowhere", r"nowhere: expected a run directory with config\.json in it, found none"),
-        ("train --resume run", r"run: expected a run that was interrupted or killed, got one that is finished"),
+        (
+            "train --resume run",
+            r"run: expected a run that was interrupted or killed, got one that is finished\. See it.* evaluate run;",
+        ),
         ("train --resume run --steps 5", r"--resume: expected .* nothing else, got '--resume run --steps 5'.*settings"),
         ("train CartPole-v1 --resume=run", r"--resume: expected .* nothing else, got 'CartPole-v1 --resume=run'"),
         ("train CartPole-v1 --offline nowhere.npz", r"nowhere\.npz: expected a dataset, got nothing there"),
@@ -352,15 +355,19 @@ def test_the_library_leaves_interrupts_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "file"),
-    [(500, "config.json"), (50_000, "best.pt")],
+    ("size", "every", "file", "more"),
+    [
+        (500, "None", "config.json", ""),
+        (50_000, "None", "best.pt", r" The run stopped at step \d+, without a checkpoint: it cannot be resumed\."),
+        (600_000, "200", r"checkpoint/agent-20\d\.pt", r" The run stopped at step 20\d, without"),
+    ],
 )
 def test_what_a_full_disk_refuses_is_named(
-    size: int, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    size: int, every: str, file: str, more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: "No space left on device", and nothing that says on which. (A limit on files acts alike, anywhere.)"""
     run = tmp_path / "run"
-    args = ["train", "CartPole-v1", *TINY, "--threshold", "None", "--out", str(run)]
+    args = ["train", "CartPole-v1", *TINY, "--threshold", "None", "--checkpoint-every", every, "--out", str(run)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -368,7 +375,7 @@ def test_what_a_full_disk_refuses_is_named(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     complaints = capsys.readouterr().err
-    assert_refused(code, complaints, rf"relive train: {re.escape(str(run))}/{file}: File too large\.")
+    assert_refused(code, complaints, rf"relive train: {re.escape(str(run))}/{file}: File too large\.{more}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

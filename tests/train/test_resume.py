@@ -486,12 +486,46 @@ def test_a_dataset_that_is_gone_or_another_is_refused(
     assert main(["check", "run"]) == 0
     said = capsys.readouterr().out
     assert "ok       checkpoint" in said and "relive check data.npz" in said
+    assert said.endswith("\nSound: no transition in it yet.\n") and " continuity " not in said
     assert main(["info", "run"]) == 0
     assert "(goes on from update 200)" in capsys.readouterr().out
     np.savez_compressed(data, **whole)  # what counts is what is in it
     assert main(["train", "--resume", "run"]) == 0
     assert "at update 200, its last checkpoint" in capsys.readouterr().out
     assert list(differences(tmp_path / "through", run)) == []
+
+
+@pytest.mark.parametrize("reads", ["_read_state", "load"])
+def test_a_newer_checkpoint_that_comes_meanwhile_is_read_instead(
+    reads: str, twins: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a run that trains on reported as damaged; an agent of one checkpoint and a buffer of the next."""
+    run = shutil.copytree(twins[1], tmp_path / "run")
+    owner: Any = {"_read_state": train_checkpoint, "load": relive}[reads]
+    read, came = getattr(owner, reads), 0
+
+    def late(*args: Any, **how: Any) -> Any:
+        nonlocal came
+        came += 1
+        if came == 1:
+            shutil.rmtree(run / "checkpoint")
+            shutil.copytree(twins[0] / "checkpoint", run / "checkpoint")
+        return read(*args, **how)
+
+    monkeypatch.setattr(owner, reads, late)
+    found, expected = load_checkpoint(run, TINY), load_checkpoint(twins[0], TINY)
+    assert (found.step, found.loop["updates"]) == (400, expected.loop["updates"])
+    assert list(_unlike_buffers(TINY, found.buffer, expected.buffer)) == []
+
+
+def test_checkpoints_that_never_stand_still_are_told(
+    twins: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a reader that goes on for ever."""
+    notes = itertools.count()
+    monkeypatch.setattr(train_checkpoint, "_read_note", lambda run: {"step": next(notes), "agent": "x", "sha256": ""})
+    with pytest.raises(SnapshotError, match=r"expected a checkpoint that stands while it is read, got newer ones"):
+        load_checkpoint(twins[1], TINY)
 
 
 def test_the_snapshot_of_another_buffer_is_no_checkpoint(twins: tuple[Path, Path], tmp_path: Path) -> None:
@@ -533,6 +567,19 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(twins: tuple[Path, Pat
         assert contents(run) == before, name
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"null", b"\xff", None])
+def test_a_result_that_is_none_is_named(
+    content: bytes | None, twins: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a traceback; a finished run taken for one that goes on, because a file of it was damaged."""
+    path = shutil.copytree(twins[1], tmp_path / "run") / "result.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr()
+    assert re.search(r"/result\.json: expected the result of a run, got .*\. Remove it to go on from", said.err)
+    assert said.out == ""
+
+
 def test_a_run_that_is_running_is_not_resumed(twins: tuple[Path, Path], tmp_path: Path) -> None:
     """Bug: two trainings that write to one directory; a lock that outlives its holder."""
     run = shutil.copytree(twins[1], tmp_path / "run")
@@ -561,9 +608,13 @@ def test_a_failed_save_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch:
             raise OSError("disk full")
         return save(buffer, path, **how)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="disk full"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="disk full") as caught:
         patch.setattr(relive.ReplayBuffer, "save", failing)
         train(config, tmp_path / "run")
+    assert caught.value.__notes__ == [
+        "The run stopped at step 300. Its checkpoint at step 200 is whole: once this is mended, "
+        f"`relive train --resume {tmp_path / 'run'}` goes on."
+    ]
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoint").glob("*.pt")) == [
         "agent-200.pt",
         "agent-300.pt",

@@ -105,7 +105,8 @@ class Report:
     def verdict(self) -> str:
         """The outcome in one line."""
         if not self.num_transitions and not self.findings:
-            return "Nothing to check: 0 transitions."
+            known = {"checkpoint", "checksums"} & {check.rule for check in self.checks}
+            return "Sound: no transition in it yet." if known else "Nothing to check: 0 transitions."
         counts = [_many(len(self.errors), "error"), _many(len(self.warnings), "warning")]
         said = " and ".join(words for words in counts if words)
         return f"{'Sound' if self.passes else 'Not sound'}: {said or 'nothing found'}."

@@ -89,12 +89,11 @@ def _run(command: str, args: list[str]) -> int:
         extra = "interop" if command in DATA_COMMANDS and missing in ("rich", "tyro") else "train"
         remedy = f"Install it: pip install 'relive[{extra}]'"
         return _refuse(name, f"expected the packages of the extra {extra!r}, got no module {missing!r}. {remedy}")
-    except ReplayError as error:
-        return _refuse(name, str(error))
     except BrokenPipeError:
         raise
-    except OSError as error:
-        return _refuse(name, f"{error.filename}: {error.strerror}." if error.filename else str(error))
+    except (ReplayError, OSError) as error:
+        said = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) and error.filename else str(error)
+        return _refuse(name, " ".join([said, *getattr(error, "__notes__", ())]))
     except KeyboardInterrupt:
         return _refuse(name, "interrupted.", 130)
 

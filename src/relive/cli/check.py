@@ -77,7 +77,8 @@ def _check_run(path: Path) -> Report:
         if config.offline is not None:
             empty = "" if report.num_transitions else "no step was made yet, the buffer is empty; "
             notes += (f"{empty}the dataset is no part of it: relive check {shlex.quote(config.offline)}",)
-        return replace(report, checks=(whole, *report.checks), notes=notes)
+        checks = report.checks if report.num_transitions else report.checks[:1]  # of the bytes alone
+        return replace(report, checks=(whole, *checks), notes=notes)
     # Each shard is a snapshot, and an episode lies in one of them.
     reports = [check_path(replay / f"shard-{shard:03d}") for shard in range(config.shards)]
     return Report(

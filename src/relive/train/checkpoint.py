@@ -29,6 +29,9 @@ REPLAY = "replay"
 
 FORMAT = 1
 
+_ATTEMPTS = 20
+"""How often to read a checkpoint of a run that makes newer ones meanwhile."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -94,7 +97,7 @@ def other_versions(run_dir: Path) -> list[str]:
 
 
 def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None = None) -> Checkpoint:
-    """Read a run's checkpoint. Runs no code that a stranger may have put into it.
+    """Read a run's checkpoint, which may be training meanwhile. Runs no code that a stranger may have put into it.
 
     Args:
         run_dir: the run.
@@ -103,11 +106,30 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None 
 
     Raises:
         ConfigError: there is none, or the settings are not those it was made with.
-        SnapshotError: it is damaged, or its manifest is missing.
+        SnapshotError: it is damaged, or its manifest is missing; or checkpoints come faster than one can be read.
     """
     if not _exists(run_dir):
         _refuse_none(run_dir, config)
     note = _read_note(run_dir)
+    for _ in range(_ATTEMPTS):
+        found: Checkpoint | SnapshotError
+        try:
+            found = _load(run_dir, config, note, storage)
+        except SnapshotError as error:
+            found = error
+        newer = _read_note(run_dir)
+        if newer == note:  # else a newer checkpoint came: files of ours may be gone, the buffer is perhaps the new one
+            if isinstance(found, SnapshotError):
+                raise found
+            return found
+        note = newer
+    raise SnapshotError(
+        f"{run_dir}: expected a checkpoint that stands while it is read, got newer ones {_ATTEMPTS} times. "
+        "Wait for the run to end, or copy it."
+    )
+
+
+def _load(run_dir: Path, config: TrainConfig, note: dict[str, Any], storage: Storage | None) -> Checkpoint:
     state = _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
     _check_config(run_dir, config, TrainConfig.from_dict(state["config"]))
     path = run_dir / CHECKPOINT / REPLAY

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,12 +150,23 @@ def refuse_finished(run_dir: Path) -> None:
     """Refuse a run that has come to its end.
 
     Raises:
-        ConfigError: it has. (An interrupted one has not.)
+        ConfigError: it has, or nobody can tell: its result is damaged. (An interrupted one has not.)
     """
     path = run_dir / RESULT
-    if path.exists() and (status := json.loads(path.read_text(encoding="utf-8"))["status"]) != "interrupted":
-        words = status_in_words(status, load_config(run_dir))
-        raise ConfigError(f"{run_dir}: expected a run that was interrupted or killed, got one that is {words}.")
+    if not path.exists():
+        return
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))["status"]
+    except (ValueError, TypeError, KeyError, IsADirectoryError):
+        raise ConfigError(
+            f"{path}: expected the result of a run, got something else. Remove it to go on from the last checkpoint."
+        ) from None
+    if status != "interrupted":
+        words = status_in_words(str(status), load_config(run_dir))
+        raise ConfigError(
+            f"{run_dir}: expected a run that was interrupted or killed, got one that is {words}. "
+            f"See it play: relive evaluate {shlex.quote(str(run_dir))}; for more steps train anew."
+        )
 
 
 def save_config(run_dir: Path, config: TrainConfig) -> None:

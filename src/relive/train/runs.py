@@ -1,5 +1,6 @@
 """A run from its directory to its summary: begun by `train`, gone on with by `resume`."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -8,13 +9,22 @@ import torch
 
 import relive
 from relive.dqn import TrainConfig
-from relive.train.checkpoint import load_checkpoint, roll_back
+from relive.train.checkpoint import checkpoint_step, load_checkpoint, roll_back
 from relive.train.environments import Envs, make_training_envs
 from relive.train.evaluate import FINAL_SEED, evaluate
 from relive.train.log import RunLog
 from relive.train.loop import Report, Trainer
 from relive.train.plot import plot_runs
-from relive.train.rundir import CURVE, claim_run_dir, load_config, load_weights, lock_run, refuse_finished, save_config
+from relive.train.rundir import (
+    CURVE,
+    claim_run_dir,
+    load_config,
+    load_weights,
+    lock_run,
+    place_in_words,
+    refuse_finished,
+    save_config,
+)
 from relive.train.stop import StopRequest
 from relive.train.summary import Result, save_result
 
@@ -111,14 +121,34 @@ def stage(config: TrainConfig) -> Iterator[tuple[Envs, StopRequest]]:
 
 def _run(trainer: Trainer, log: RunLog, stop: StopRequest) -> Result:
     """Train to the end, write everything down."""
-    with log:
-        while not trainer.done:
-            trainer.advance(log)
-        trainer.finish(log)
-    plot_runs([trainer.run_dir], trainer.run_dir / CURVE)
-    result = _conclude(trainer, stop)
-    save_result(trainer.run_dir, trainer.config, result)
-    return result
+    try:
+        with log:
+            while not trainer.done:
+                trainer.advance(log)
+            trainer.finish(log)
+        plot_runs([trainer.run_dir], trainer.run_dir / CURVE)
+        result = _conclude(trainer, stop)
+        save_result(trainer.run_dir, trainer.config, result)
+        return result
+    except OSError as error:
+        error.add_note(_how_to_go_on(trainer))
+        raise
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    """What to say to whoever finds a run that the disk, or another part of the system, has ended."""
+    config, run_dir = trainer.config, trainer.run_dir
+    stopped = f"The run stopped at {place_in_words(config, trainer.place)}"
+    try:
+        step = checkpoint_step(run_dir)
+    except OSError as error:
+        return f"{stopped}, and its checkpoint cannot be read: {error}"
+    if step is None:
+        return f"{stopped}, without a checkpoint: it cannot be resumed."
+    return (
+        f"{stopped}. Its checkpoint at {place_in_words(config, step)} is whole: once this is mended, "
+        f"`relive train --resume {shlex.quote(str(run_dir))}` goes on."
+    )
 
 
 def _conclude(trainer: Trainer, stop: StopRequest) -> Result:
