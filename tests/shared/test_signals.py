@@ -88,8 +88,7 @@ def test_an_interrupted_wait_for_the_lock_of_a_save_leaves_it_free(
     def save(buffer: relive.ReplayBuffer) -> None:
         saver = buffer._engine.saver
         monkeypatch.setattr(saver, "_native", Overtaken(saver._native))
-        monkeypatch.setattr(saver, "_copy", lambda *_: [])
-        monkeypatch.setattr(saver, "_absorb", lambda *_: None)
+        monkeypatch.setattr(saver, "_copy_new", lambda *_: [])
         buffer.save(tmp_path / "snapshot")
 
     buffer = full()
