@@ -447,7 +447,9 @@ def test_a_run_from_data_that_reached_its_return_says_why_it_ended(
     args = ["--offline-updates", "50", "--eval-every", "10", "--stop-return", "1", "--threshold", "None"]
     args += ["--eval-episodes", "1", "--final-eval-episodes", "1", "--out", "run"]
     assert main(["train", "CartPole-v1", "--offline", "d.npz", *args]) == 0
-    assert "\nFrom d.npz alone (an evaluation reached 1), 10 updates, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "\nFrom d.npz alone (an evaluation reached 1), 10 updates in " in said  # and of no episode: it played none
+    assert re.search(r"\n10/50 .* updates/s  .* over 1 episode\n", said)
     assert main(["info", "run"]) == 0
     assert re.search(r"\n  status  +finished: an evaluation reached 1 \(stop_return\)\n", capsys.readouterr().out)
 

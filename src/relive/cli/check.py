@@ -38,7 +38,8 @@ def run(args: Sequence[str]) -> int:
     """Check and tell; returns 0, or 1 where there is an error."""
     description = (
         "Look for what is wrong in stored transitions: damaged files, NaN, lost final observations, resets stored as "
-        "transitions, flags and actions that cannot be. Exit code 1 where an error is found; warnings alone give 0."
+        "transitions, flags and actions that cannot be. Exit code 1 where an error is found; warnings alone give 0. "
+        "With --resume: prove that a run, killed at a random instant, would end bit for bit as if it never had been."
     )
     options = parse(Options, args, prog="relive check", description=description)
     if options.resume:

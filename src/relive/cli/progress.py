@@ -13,6 +13,8 @@ from rich.table import Column
 
 import relive.study.workers
 import relive.train
+from relive.dqn import TrainConfig
+from relive.train.rundir import place_in_words
 
 LINE_SECONDS = 30.0
 """Wall time between two lines where there is no terminal, if no evaluation comes first."""
@@ -22,46 +24,46 @@ StudyReport = Callable[[relive.study.workers.Progress], None]
 
 
 @contextmanager
-def spectator(steps: int) -> Iterator[Report]:
+def spectator(config: TrainConfig) -> Iterator[Report]:
     """What to give to `train` as `report`: a bar if stdout is a terminal, else a line an evaluation."""
     console = Console()
     if console.is_terminal:
-        with _bar(console, steps) as report:
+        with _bar(console, config) as report:
             yield report
     else:
-        yield _lines()
+        yield _lines(config)
 
 
 @contextmanager
-def _bar(console: Console, steps: int) -> Iterator[Report]:
+def _bar(console: Console, config: TrainConfig) -> Iterator[Report]:
     columns = (BarColumn(bar_width=None), TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)))
     # Drawn when the loop reports, not by a thread of its own that would take the interpreter from the loop.
     with Progress(*columns, console=console, auto_refresh=False, expand=True, transient=True) as progress:
-        task = progress.add_task("", total=steps, text="")
+        task = progress.add_task("", total=config.length, text="")
 
         def report(now: relive.train.Progress) -> None:
             if now.evaluation is not None:
-                progress.console.print(f"step {now.step:>9,}   greedy return {now.evaluation}", highlight=False)
+                progress.console.print(f"{_place(config, now):<14}   greedy return {now.evaluation}", highlight=False)
             for note in now.notes:
-                progress.console.print(f"step {now.step:>9,}   {note}", highlight=False, soft_wrap=True)
-            progress.update(task, completed=now.step, text=_text(now))
+                progress.console.print(f"{_place(config, now):<14}   {note}", highlight=False, soft_wrap=True)
+            progress.update(task, completed=now.step, text=_text(config, now))
             progress.refresh()
 
         yield report
 
 
-def _lines() -> Report:
+def _lines(config: TrainConfig) -> Report:
     written = time.monotonic()
 
     def report(now: relive.train.Progress) -> None:
         nonlocal written
         for note in now.notes:
-            print(f"step {now.step:,}: {note}", flush=True)
+            print(f"{_place(config, now)}: {note}", flush=True)
         if now.evaluation is None and time.monotonic() - written < LINE_SECONDS:
             return
         written = time.monotonic()
         greedy = "" if now.evaluation is None else f"  greedy return {now.evaluation}"
-        sys.stdout.write(f"{_text(now)}{greedy}\n")
+        sys.stdout.write(f"{_text(config, now)}{greedy}\n")
         sys.stdout.flush()
 
     return report
@@ -88,12 +90,17 @@ def study_spectator() -> Iterator[StudyReport]:
         yield report
 
 
-def _text(now: relive.train.Progress) -> str:
+def _place(config: TrainConfig, now: relive.train.Progress) -> str:
+    return place_in_words(config, now.step)
+
+
+def _text(config: TrainConfig, now: relive.train.Progress) -> str:
+    unit = _place(config, now).split()[0] + "s"
     rate = now.steps_per_second
     left = timedelta(seconds=math.ceil((now.steps - now.step) / rate)) if rate else "all"
     return (
         f"{now.step:,}/{now.steps:,}  return {_number(now.return_mean)}  loss {_number(now.loss)}  "
-        f"{now.steps_per_second:,.0f} steps/s  {left} left"
+        f"{now.steps_per_second:,.0f} {unit}/s  {left} left"
     )
 
 

@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> int:
             print(note, flush=True)
 
     try:
-        with spectator(config.length) as report:
+        with spectator(config) as report:
             result = train(config, run_dir, report=report, begun=announce)
     except ReplayError:
         with suppress(OSError):  # a run that was refused leaves no empty directory behind; rmdir removes no other
@@ -123,7 +123,7 @@ def _resume(run_dir: Path) -> int:
         elif others := other_versions(run_dir):
             print(f"Made with {', '.join(others)}: it goes on, but perhaps not bit for bit.", flush=True)
 
-    with spectator(config.length) as report:
+    with spectator(config) as report:
         result = resume(run_dir, report=report, begun=announce)
     return _conclude(config, result, run_dir)
 
@@ -181,7 +181,8 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         outcome = f"Ended by {result.signal} at {place}; everything up to there is written."
         if (step := checkpoint_step(run_dir)) is not None:
             at = place_in_words(config, step)
-            outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} (goes on from {at})"
+            left = f"goes on from {at}" if step < config.length else "only its final evaluation is left"
+            outcome += f"\nResume: relive train --resume {shlex.quote(str(run_dir))} ({left})"
         elif config.checkpoint_every is not None:
             first = f"its first was due at {place_in_words(config, config.checkpoint_every)}"
             outcome += f"\nIt cannot be resumed: there is no checkpoint yet, {first}. Train it anew."
@@ -189,6 +190,7 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         words = headline(config, result)
         outcome = words[0].upper() + words[1:]
     learning = result.seconds - result.eval_seconds
+    episodes = f", {result.episodes:,} episodes" if result.steps else ""
     width = max(map(len, CONTENTS))
     there = {file: what for file, what in CONTENTS.items() if any(run_dir.glob(file))}
     if checkpoint_step(run_dir) is None:
@@ -197,7 +199,7 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
         [
             "",
             outcome,
-            f"{_steps(config, result)}, {result.updates:,} updates, {result.episodes:,} episodes in {learning:.1f} s, "
+            f"{_steps(config, result)}, {result.updates:,} updates{episodes} in {learning:.1f} s, "
             f"and {result.eval_seconds:.1f} s of evaluations on the way.",
             f"The run lies in {run_dir}:",
             *(f"  {file:<{width}}  {what}" for file, what in there.items()),

@@ -155,7 +155,8 @@ def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
     if folder.is_dir() and not (folder / REPLAY / SHARDS).exists():
         raise SnapshotError(
             f"{_manifest(run_dir)}: expected the manifest of the checkpoint, found no such file: it is damaged, "
-            "or the run was killed while it wrote its first. Put the file back from a copy, or train anew."
+            "or the run was killed while it wrote its first, or writes it now. Put the file back from a copy, or train "
+            "anew."
         )
     if every is None:
         why = f"--checkpoint-every N makes one every N {'updates, then steps' if config.offline else 'steps'}"

@@ -62,7 +62,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         digits = 1 if max(map(abs, self.returns)) >= 10 else 3
-        return f"{self.mean:.{digits}f} ± {self.std:.{digits}f} over {len(self.returns)} episodes"
+        number = len(self.returns)
+        return f"{self.mean:.{digits}f} ± {self.std:.{digits}f} over {number} episode{'s' if number > 1 else ''}"
 
 
 def evaluate(
