@@ -34,6 +34,8 @@ from relive.train.rundir import save_config
 from relive.train.schedules import updates_owed
 from relive.train.state import LoopState
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 TINY = TrainConfig(
     env="CartPole-v1",
     steps=3000,
@@ -212,16 +214,21 @@ def test_how_an_actor_ended_in_words(code: int, words: str, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "words"),
-    [("Broken", "RuntimeError: broken"), ("BrokenPipe", "BrokenPipeError: the simulator's pipe broke")],
+    ("env", "deaths", "words"),
+    [("Broken", 2, "RuntimeError: broken"), ("BrokenPipe", 1, "BrokenPipeError: the simulator's pipe broke")],
 )
 def test_an_actor_that_cannot_play_ends_the_run_with_its_words(
-    env: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    env: str,
+    deaths: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Bug: processes that are started for ever; an error that names nothing, or is taken for the end of the learner."""
-    monkeypatch.setattr("relive.train.roster.MOST_DEATHS", 2)
+    monkeypatch.setattr("relive.train.roster.MOST_DEATHS", deaths)
     config = replace(TINY, env=f"arena:relive-tests/{env}-v0", actors=1, capacity=2000, num_envs=1)
-    with pytest.raises(ChildProcessError, match=f"actor 0: expected it to play, it died 2 times.*{words}"):
+    with pytest.raises(ChildProcessError, match=f"actor 0: expected it to play, it died {deaths} times.*{words}"):
         train(config, tmp_path / "run")
     assert capfd.readouterr().err.count("Traceback") == 1
     assert not actor_processes() and not segments()

@@ -29,6 +29,8 @@ from relive.train.schedules import updates_owed
 from relive.train.state import FrameStack
 from relive.train.stop import StopRequest
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 TINY = TrainConfig(
     env="CartPole-v1",
     steps=800,
@@ -160,6 +162,7 @@ def test_evaluating_more_often_changes_no_training(tmp_path: Path) -> None:
     assert same(weights(tmp_path / "seldom"), weights(tmp_path / "often"))
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_the_run_directory_holds_all_that_the_summary_promises(tmp_path: Path) -> None:
     """Bug: a file missing, empty, or telling another story than the others."""
     run = tmp_path / "run"

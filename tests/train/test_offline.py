@@ -26,6 +26,8 @@ from relive.train.log import RunLog, read_metrics
 from relive.train.loop import Progress, Trainer
 from relive.train.stop import StopRequest
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 ENV = "CartPole-v1"
 SIZE = 1_000
 
@@ -110,6 +112,7 @@ def test_a_run_from_data_is_a_function_of_its_config(config: TrainConfig, data: 
     assert result("d", replace(config, agent=replace(config.agent, cql_alpha=1.0)))[1] != first[1]
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_a_run_from_data_alone_leaves_what_every_run_leaves(data: relive.ReplayBuffer) -> None:
     """Bug: evaluations at step 0 drawn on top of one another, or a summary that tells of steps nobody made."""
     told: list[Progress] = []

@@ -13,6 +13,8 @@ from relive.dqn import AgentConfig, TrainConfig
 from relive.train import prove, train
 from relive.train.stop import unwinding
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 CONFIG = TrainConfig(
     env="CartPole-v1",
     steps=40,

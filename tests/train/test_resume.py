@@ -36,6 +36,8 @@ from relive.train.prove import _unlike_buffers, differences, prove_resume, short
 from relive.train.rundir import WEIGHTS, lock_run
 from relive.train.stop import StopRequest
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 TINY = TrainConfig(
     env="CartPole-v1",
     steps=400,
@@ -731,8 +733,8 @@ def kill_often(config: TrainConfig, run_dir: Path, kills: int, longest: float) -
 @pytest.mark.parametrize(
     ("kills", "source"),
     [
-        (8, "steps"),
-        (4, "a dataset, then steps"),
+        (5, "steps"),
+        (3, "a dataset, then steps"),
         pytest.param(300, "steps", marks=pytest.mark.slow),
         pytest.param(300, "a dataset, then steps", marks=pytest.mark.slow),
     ],
