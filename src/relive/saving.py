@@ -60,6 +60,7 @@ class Saver:
         self._parts = parts_of(core, schema)
         self._capacity = capacity
         self._last: dict[Path, tuple[Manifest, ...]] = {}  # what we left there, or may have when a save failed
+        self._heads = self._state()[:, 1].tolist()  # as we found them
 
     def knows(self, directory: Path, manifest: Manifest) -> None:
         """This buffer's contents were loaded from there."""
@@ -73,7 +74,10 @@ class Saver:
         for manifest in self._last.get(place, ()):
             if manifest.identity == there.identity:
                 return manifest
-        return there if self._saves and there.identity in self._saves.identities(place) else None
+        if self._saves is None or there.identity not in self._saves.identities(place):
+            return None
+        # What was saved later than what is here now, from an arena that was put back since, is another's.
+        return there if all(lane[1] <= head for lane, head in zip(there.lanes, self._heads, strict=True)) else None
 
     def save(self, directory: Path, buffer: dict[str, Any], note: Any, compressed: bool, overwrite: bool) -> int:
         """Saves, see `ReplayBuffer.save`. One thread at a time."""

@@ -92,6 +92,26 @@ def test_of_two_copies_one_goes_on(tmp_path: Path) -> None:
     assert_same(tmp_path / "s", one)
 
 
+def test_an_arena_put_back_does_not_go_on(tmp_path: Path) -> None:
+    """Its times come again, with other transitions than those that were saved."""
+    buffer = make(tmp_path / "m")
+    fill(buffer, 100)
+    buffer.save(tmp_path / "s")
+    del buffer
+    shutil.copy(tmp_path / "m" / "arena", tmp_path / "backup")
+    buffer = relive.attach(tmp_path / "m")
+    fill(buffer, 7)
+    buffer.save(tmp_path / "s")
+    del buffer
+    shutil.copy(tmp_path / "backup", tmp_path / "m" / "arena")
+    buffer = relive.attach(tmp_path / "m")
+    fill(buffer, 20)
+    with pytest.raises(relive.ConfigError, match="overwrite=True"):
+        buffer.save(tmp_path / "s")
+    buffer.save(tmp_path / "s", overwrite=True)
+    assert_same(tmp_path / "s", buffer)
+
+
 def test_what_lost_some_of_it_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power loss times come again, with other transitions."""
     monkeypatch.setattr(mapped, "this_boot", lambda: 1)
