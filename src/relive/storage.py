@@ -139,7 +139,10 @@ def divide(capacity: int, lanes: int | None, schema: Schema | None) -> tuple[int
     if lanes is None:
         lanes = found
     elif found not in (1, lanes):
-        raise ConfigError(f"lanes: expected {found}, as the schema says, got {lanes}. Leave it out.")
+        raise ConfigError(
+            f"lanes: expected {found}, as the schema says, got {lanes}. Leave it out, or give the schema of as many: "
+            f"dataclasses.replace(schema, lanes={lanes})."
+        )
     for name, value in (("capacity", capacity), ("lanes", lanes)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}.")

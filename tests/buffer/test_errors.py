@@ -397,3 +397,9 @@ def test_lossless_casts_are_done():
     assert row.logp.tolist() == [0.25]
     assert buffer.push(**one(terminated=np.bool_(True), truncated=np.True_, reward=3)) == identity + 1
     assert buffer.get(np.array([identity + 1])).reward.tolist() == [3]
+
+
+def test_a_schema_of_other_lanes_says_how_to_change_it():
+    """Bug: "Leave it out", to who wants another number of lanes than the dataset has whose schema it is."""
+    with pytest.raises(relive.ConfigError, match=r"got 2\..* dataclasses\.replace\(schema, lanes=2\)\.$"):
+        relive.ReplayBuffer(8, schema(4), lanes=2)

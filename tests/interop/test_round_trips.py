@@ -247,6 +247,14 @@ def test_a_buffer_without_a_schema_is_refused():
         interop.of_buffer(relive.ReplayBuffer(8, seed=0))
 
 
+def test_a_buffer_is_written_as_it_is(tmp_path):
+    buffer = relive.ReplayBuffer(8, seed=0)
+    for t in range(4):
+        buffer.push(np.float32(t), t % 2, 1.0, t == 3, np.float32(t + 1))
+    interop.write(buffer, tmp_path / "a.npz")
+    assert contents(interop.open(tmp_path / "a.npz")) == contents(interop.of_buffer(buffer))
+
+
 class TestSnapshots:
     def test_there_and_back(self, tmp_path):
         kind = KINDS["dict"]

@@ -259,11 +259,11 @@ def check_target(path: str | os.PathLike[str], format: str | None = None) -> str
     return kind
 
 
-def write(source: Source, path: str | os.PathLike[str], *, format: str | None = None) -> tuple[str, ...]:
+def write(source: Source | ReplayBuffer, path: str | os.PathLike[str], *, format: str | None = None) -> tuple[str, ...]:
     """Writes a dataset, block by block. It appears under its name when it is whole, or not at all.
 
     Args:
-        source: what to write.
+        source: what to write; a buffer as `of_buffer` gives it.
         path: of the file, or of the directory for Minari and snapshots; nothing may be there.
         format: one of `WRITABLE`; None: by the suffix, see `SUFFIXES`.
 
@@ -281,6 +281,7 @@ def write(source: Source, path: str | os.PathLike[str], *, format: str | None = 
     """
     kind = check_target(path, format)
     final = Path(path)
+    source = of_buffer(source) if isinstance(source, ReplayBuffer) else source
     # Beside it, on the same disk: renamed when whole. A killed process leaves at most this directory behind.
     beside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
     try:
