@@ -27,7 +27,7 @@ from relive.errors import ConfigError, SnapshotError
 from relive.study.offline import play
 from relive.train import Result, load_config, resume, train
 from relive.train import checkpoint as train_checkpoint
-from relive.train.checkpoint import Checkpoint, checkpoint_step, load_checkpoint, roll_back
+from relive.train.checkpoint import Checkpoint, checkpoint_step, load_checkpoint, roll_back, verified_step
 from relive.train.environments import make_training_envs
 from relive.train.evaluate import Evaluation
 from relive.train.log import RunLog, read_metrics
@@ -431,18 +431,24 @@ def damaged(run: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "another", "flipped"])
 def test_a_damaged_checkpoint_is_named(how: str, twins: tuple[Path, Path], tmp_path: Path) -> None:
-    """Bug: a run that goes on from half a checkpoint, or a traceback of PyTorch's."""
+    """Bug: a run that goes on from half a checkpoint, or a traceback of PyTorch's; `info` that says it would go on."""
     run = shutil.copytree(twins[1], tmp_path / "run")
+    config = load_config(run)
+    assert verified_step(run, config) == 200
     damaged(run, how)
     before = contents(run)
-    remedy = ".* Put it back from a copy, or train anew" if how == "missing" else ""
-    with pytest.raises(SnapshotError, match=rf"checkpoint/agent-200\.pt: expected{remedy}"):
+    says = (
+        r"checkpoint/agent-200\.pt: expected.* Put it back from a copy, or train anew.*checkpoint/replay is a dataset"
+    )
+    with pytest.raises(SnapshotError, match=says):
         resume(run)
+    with pytest.raises(SnapshotError, match=says):
+        verified_step(run, config)
     assert contents(run) == before
 
 
 def test_a_lost_manifest_is_damage_and_not_a_checkpoint_that_was_never_due(
-    twins: tuple[Path, Path], tmp_path: Path
+    twins: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: "its first was due at step 200", of a run that has made it."""
     run = shutil.copytree(twins[1], tmp_path / "run")
@@ -451,6 +457,23 @@ def test_a_lost_manifest_is_damage_and_not_a_checkpoint_that_was_never_due(
         SnapshotError, match=r"replay/manifest\.json: expected .* no such file: it is damaged.*train anew"
     ):
         resume(run)
+    assert main(["info", str(run)]) == 0
+    assert re.search(r"  to resume +impossible: .*manifest\.json: .* it is damaged", capsys.readouterr().out)
+
+
+def test_a_damaged_buffer_is_no_checkpoint_to_go_on_from(
+    twins: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: `relive info` says where the run goes on from, and it does not."""
+    run = shutil.copytree(twins[1], tmp_path / "run")
+    assert main(["info", str(run)]) == 0
+    assert "goes on from step 200" in capsys.readouterr().out
+    largest = max((run / "checkpoint" / "replay").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert main(["info", str(run)]) == 0
+    assert re.search(rf"  to resume +impossible: .*{largest.name}", capsys.readouterr().out)
 
 
 def test_a_dataset_that_is_gone_or_another_is_refused(

@@ -27,7 +27,8 @@ MOST_NOTE = 200
 
 DESCRIPTION = (
     "Say what lies at a path: of a dataset or snapshot its fields, transitions, episodes, returns, how episodes end, "
-    "and what it lacks; of a run its settings and what it reached. A dataset is read once, from end to end."
+    "and what it lacks; of a run its settings, what it reached, and whether it can go on. A dataset is read once, from "
+    "end to end, and so is the checkpoint of a run that has not come to its end."
 )
 
 
@@ -168,11 +169,11 @@ def _of_run(path: Path) -> list[tuple[str, str]]:
 
 def _how_to_resume(path: Path, config: "TrainConfig") -> str:
     """What to do about a run that has not come to its end."""
-    from relive.train.checkpoint import checkpoint_step
+    from relive.train.checkpoint import verified_step
     from relive.train.rundir import place_in_words
 
     try:
-        step = checkpoint_step(path)
+        step = verified_step(path, config)
     except SnapshotError as error:
         return f"impossible: {error}"
     if step is not None:

@@ -8,9 +8,10 @@ checkpoint before or the new one, whole.
 import hashlib
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 
@@ -20,9 +21,11 @@ from relive.dqn import TrainConfig
 from relive.errors import ConfigError, SnapshotError
 from relive.share.ray_union import MANIFEST as SHARDS
 from relive.share.ray_union import read_note as read_union_note
-from relive.snapshot import read_note
+from relive.snapshot import read_note, verify
 from relive.train.rundir import CHECKPOINT, CURVE, RESULT, SUMMARY, WEIGHTS, place_in_words, save_weights, write_file
 from relive.train.summary import versions
+
+T = TypeVar("T")
 
 REPLAY = "replay"
 """Snapshot of the buffer, in the directory of the checkpoint."""
@@ -110,18 +113,52 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, storage: Storage | None 
     """
     if not _exists(run_dir):
         _refuse_none(run_dir, config)
+    return _steadily(run_dir, lambda note: _load(run_dir, config, note, storage))
+
+
+def verified_step(run_dir: Path, config: TrainConfig) -> int | None:
+    """How far a run's checkpoint is, as `checkpoint_step`, once it is sure that every byte of it is as it was saved.
+
+    Raises:
+        SnapshotError: it is damaged, or its manifest is missing.
+
+    Cost: reads all of it, in the memory that the agent takes.
+    """
+    if not _exists(run_dir):
+        if _is_damaged(run_dir):
+            _refuse_none(run_dir, config)
+        return None
+
+    def look(note: dict[str, Any]) -> int:
+        _read_state(run_dir / CHECKPOINT / note["agent"], note["sha256"])
+        replay = run_dir / CHECKPOINT / REPLAY
+        for part in sorted(replay.glob("shard-*")) if _in_shards(run_dir) else [replay]:
+            verify(part)
+        step: int = note["step"]
+        return step
+
+    return _steadily(run_dir, look)
+
+
+def _steadily(run_dir: Path, work: Callable[[dict[str, Any]], T]) -> T:
+    """Read a checkpoint by its note; anew where the run made a newer one meanwhile.
+
+    Raises:
+        SnapshotError: it is damaged; or checkpoints come faster than one can be read.
+    """
     note = _read_note(run_dir)
     for _ in range(_ATTEMPTS):
-        found: Checkpoint | SnapshotError
+        found: T | None = None
+        failed: SnapshotError | None = None
         try:
-            found = _load(run_dir, config, note, storage)
+            found = work(note)
         except SnapshotError as error:
-            found = error
+            failed = error
         newer = _read_note(run_dir)
         if newer == note:  # else a newer checkpoint came: files of ours may be gone, the buffer is perhaps the new one
-            if isinstance(found, SnapshotError):
-                raise found
-            return found
+            if failed is not None:
+                raise failed
+            return cast("T", found)
         note = newer
     raise SnapshotError(
         f"{run_dir}: expected a checkpoint that stands while it is read, got newer ones {_ATTEMPTS} times. "
@@ -151,8 +188,8 @@ def roll_back(run_dir: Path, best: dict[str, torch.Tensor] | None) -> None:
 
 def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
     """Say why there is no checkpoint."""
-    every, folder = config.checkpoint_every, run_dir / CHECKPOINT
-    if folder.is_dir() and not (folder / REPLAY / SHARDS).exists():
+    every = config.checkpoint_every
+    if _is_damaged(run_dir):
         raise SnapshotError(
             f"{_manifest(run_dir)}: expected the manifest of the checkpoint, found no such file: it is damaged, "
             "or the run was killed while it wrote its first, or writes it now. Put the file back from a copy, or train "
@@ -163,6 +200,12 @@ def _refuse_none(run_dir: Path, config: TrainConfig) -> NoReturn:
     else:
         why = f"its first was due at {place_in_words(config, every)}"
     raise ConfigError(f"{run_dir}: expected a run with a checkpoint, found none ({why}). Train it anew.")
+
+
+def _is_damaged(run_dir: Path) -> bool:
+    """Whether what there is of a checkpoint is more than a run leaves that was due none yet."""
+    folder = run_dir / CHECKPOINT
+    return folder.is_dir() and not (folder / REPLAY / SHARDS).exists()
 
 
 def _manifest(run_dir: Path) -> Path:
@@ -200,19 +243,26 @@ def _read_note(run_dir: Path) -> dict[str, Any]:
 
 def _read_state(path: Path, digest: str) -> dict[str, Any]:
     """What `save_checkpoint` wrote beside the snapshot, if every byte of it is there."""
+    remedy = (
+        "Put it back from a copy, or train anew. The transitions lie beside it: "
+        f"{path.parent / REPLAY} is a dataset of its own."
+    )
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise SnapshotError(
-            f"{path}: expected the agent of the checkpoint, found no such file. Put it back from a copy, or train anew."
-        ) from None
+        raise SnapshotError(f"{path}: expected the agent of the checkpoint, found no such file. {remedy}") from None
     if _digest(data) != digest:
-        raise SnapshotError(f"{path}: expected SHA-256 {digest}, got {_digest(data)}. The file was damaged or changed.")
+        raise SnapshotError(
+            f"{path}: expected the agent of the checkpoint as it was saved, got {len(data):,} bytes with another "
+            f"SHA-256. The file was damaged or changed. {remedy}"
+        )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise SnapshotError(f"{path}: expected what `relive train` writes, got something else ({reason}).") from None
+        raise SnapshotError(
+            f"{path}: expected what `relive train` writes, got something else ({reason}). {remedy}"
+        ) from None
     return state
 
 
