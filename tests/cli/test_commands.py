@@ -1,5 +1,6 @@
 """The real command, as a process of its own: what it says and how it ends."""
 
+import math
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ from PIL import Image, ImageSequence
 from relive.cli import main, train
 from relive.dqn import AgentConfig, TrainConfig, preset
 from relive.train import load_config
-from relive.train.log import RunLog, read_metrics
+from relive.train.log import RunLog, has_diverged, read_metrics
 from relive.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
@@ -458,6 +459,44 @@ def test_a_run_from_data_that_reached_its_return_says_why_it_ended(
     assert re.search(r"\n10/50 .* updates/s  .* over 1 episode\n", said)
     assert main(["info", "run"]) == 0
     assert re.search(r"\n  status  +finished: an evaluation reached 1 \(stop_return\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("loss", "diverged"),
+    [
+        ([0.5, 0.2, 999.0], False),
+        ([0.5, 0.2, 1001.0], True),
+        ([5.0, 2.0, 1999.0], False),  # a thousand times is the least
+        ([0.5, 5000.0, 3.0], False),  # it came back
+        ([0.5, 0.2, math.inf], True),
+        ([0.5, math.nan, math.nan], True),
+        ([math.nan], True),
+        ([], False),
+    ],
+)
+def test_a_loss_without_bound_is_told_from_one_that_is_large(loss: list[float], diverged: bool) -> None:
+    """Bug: a run that learned nothing but noise, with no word but its return; or an alarm at any large loss."""
+    updates = np.arange(1.0, len(loss) + 1)
+    assert has_diverged({"updates": updates, "loss": np.array(loss)}) is diverged
+    rest = {"updates": np.append(updates, updates[-1:]), "loss": np.append(loss, loss[-1:] and [math.nan])}
+    assert has_diverged(rest) is diverged  # a last row without an update has no loss
+
+
+def test_a_run_from_data_whose_loss_has_no_bound_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: "threshold missed", and not a word on why."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", "CartPole-v1", "--policy", "random", "--steps", "200", "--out", "d.npz"]) == 0
+    args = ["train", "CartPole-v1", "--offline", "d.npz", "--offline-updates", "60", "--threshold", "None"]
+    args += ["--eval-episodes", "1", "--final-eval-episodes", "1", "--stop-return", "None"]
+    for rate, told in (("1e-3", False), ("3.0", True)):
+        assert main([*args, "--learning-rate", rate]) == 0
+        said = capsys.readouterr().out
+        assert ("\nThe loss has grown without bound" in said) is told
+    assert re.search(
+        r"smaller --learning-rate \(here 3\), a larger --target-every \(here \d+\), --cql-alpha 1\.\n", said
+    )
 
 
 @pytest.mark.parametrize(("every", "needs"), [(1999, 2000), (2000, None)])

@@ -19,6 +19,7 @@ from relive.train import Result, load_config, new_run_dir, resume, train
 from relive.train.actor import in_words
 from relive.train.checkpoint import checkpoint_step, other_versions
 from relive.train.environments import find_spec, make_env
+from relive.train.log import has_diverged, read_metrics
 from relive.train.rundir import CHECKPOINT, CONTENTS, claim_run_dir, lock_run, place_in_words, refuse_finished
 from relive.train.summary import headline, place_of
 
@@ -189,6 +190,11 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
     else:
         words = headline(config, result)
         outcome = words[0].upper() + words[1:]
+    if config.offline is not None and has_diverged(read_metrics(run_dir)):
+        outcome += (
+            "\nThe loss has grown without bound: the values learned mean nothing. Take a smaller --learning-rate "
+            f"(here {config.agent.learning_rate:g}){_or_steadier(config)}."
+        )
     learning = result.seconds - result.eval_seconds
     episodes = f", {result.episodes:,} episodes" if result.steps else ""
     width = max(map(len, CONTENTS))
@@ -206,6 +212,14 @@ def _report(config: TrainConfig, result: Result, run_dir: Path) -> str:
             f"Watch it: relive evaluate {run_dir} --video film.gif",
         ]
     )
+
+
+def _or_steadier(config: TrainConfig) -> str:
+    """What else steadies learning from a dataset."""
+    agent = config.agent
+    options = [f"a larger --target-every (here {agent.target_every:,})"] if agent.target == "periodic" else []
+    options += [] if agent.cql_alpha else ["--cql-alpha 1"]
+    return "".join(f", {option}" for option in options)
 
 
 def _steps(config: TrainConfig, result: Result) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,9 @@ from relive.errors import ConfigError
 from relive.train.rundir import naming, write_file
 
 METRICS = "metrics.csv"
+
+LARGE_LOSS, LOSS_GROWTH = 1e3, 1e3
+"""A last loss above both, the second times the smallest one, is no learning."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,16 @@ def read_metrics(run_dir: Path) -> dict[str, NDArray[np.float64]]:
         raise ConfigError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(names)}.")
     table = np.array(rows, np.float64).reshape(-1, len(COLUMNS))
     return {name: table[:, column] for column, name in enumerate(COLUMNS)}
+
+
+def has_diverged(metrics: Mapping[str, NDArray[np.float64]]) -> bool:
+    """Whether the loss of a run ended without bound: not finite, or beyond all measure of where it has been.
+
+    Args:
+        metrics: as `read_metrics` gives them.
+    """
+    learned = np.diff(metrics["updates"], prepend=0) > 0  # else there is no loss, which is NaN too
+    loss = metrics["loss"][learned]
+    if not len(loss):
+        return False
+    return not np.isfinite(loss[-1]) or bool(loss[-1] > max(LARGE_LOSS, LOSS_GROWTH * np.nanmin(loss)))
