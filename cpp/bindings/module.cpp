@@ -53,7 +53,7 @@ NB_MODULE(_core, module) {
   module.def("crc32", &crc32, nb::arg("data"), nb::arg("before") = 0,
              nb::sig("def crc32(data: bytes | bytearray | memoryview, before: int = 0) -> int"));
   module.def("read_seal", &read_seal, nb::arg("memory"),
-             nb::sig("def read_seal(memory: typing.Any) -> tuple[bool, int]"));
+             nb::sig("def read_seal(memory: typing.Any) -> tuple[bool, int, int]"));
   module.def("write_seal", &write_seal, nb::arg("memory"), nb::arg("clean"), nb::arg("boot"),
              nb::sig("def write_seal(memory: typing.Any, clean: bool, boot: int) -> None"));
   nb::enum_<Found>(module, "Found")

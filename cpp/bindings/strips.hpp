@@ -96,18 +96,21 @@ inline void copy_lanes(const Arena& arena, uint64_t* to) {
   }
 }
 
+// Lanes that an arena of unknown make can have: they follow the first page.
+inline uint64_t num_lanes_of(const Memory& bytes) {
+  const uint64_t room = (std::max(bytes.bytes(), kPage) - kPage) / sizeof(LaneHeader);
+  return std::min(reinterpret_cast<const Header*>(bytes.data())->lanes, room);
+}
+
 // Of the headers of an arena and its lanes as they are now, seal and lock apart; never 0. FNV-1a.
 inline uint64_t checksum_of_headers(const Memory& bytes) {
-  const Header& header = *reinterpret_cast<const Header*>(bytes.data());
   uint64_t sum = 0xCBF29CE484222325u;
   const auto add = [&](uint64_t begin, uint64_t end) {
     for (uint64_t at = begin; at < end; ++at)
       sum = (sum ^ static_cast<unsigned char>(bytes.data()[at])) * 0x100000001B3u;
   };
   add(0, offsetof(Header, clean));
-  const uint64_t room =
-      (std::max(bytes.bytes(), kPage) - kPage) / sizeof(LaneHeader);  // the lanes follow the first page
-  add(kPage, kPage + std::min(header.lanes, room) * sizeof(LaneHeader));
+  add(kPage, kPage + num_lanes_of(bytes) * sizeof(LaneHeader));
   return sum | 1;
 }
 
@@ -126,13 +129,17 @@ inline uint32_t crc32(nb::handle data, uint32_t before) {
   return sum;
 }
 
-// Whether an arena in a file was closed, and its headers are what they were then; and on which boot of the machine it
-// was opened last.
-inline nb::tuple read_seal(nb::handle memory) {
+// Whether an arena in a file was closed, and its headers are what they were then; on which boot of the machine it was
+// opened last; and how many transitions were ever pushed to it.
+inline std::tuple<bool, uint64_t, uint64_t> read_seal(nb::handle memory) {
   const Memory bytes(memory);
   if (bytes.bytes() < sizeof(Header)) throw std::invalid_argument("the memory is smaller than a header");
   const Header& header = *reinterpret_cast<const Header*>(bytes.data());
-  return nb::make_tuple(header.magic == kMagic && header.clean == checksum_of_headers(bytes), header.boot);
+  if (header.magic != kMagic) return {false, header.boot, 0};
+  uint64_t pushed = 0;
+  const auto* lanes = reinterpret_cast<const LaneHeader*>(bytes.data() + kPage);
+  for (uint64_t lane = 0; lane < num_lanes_of(bytes); ++lane) pushed += lanes[lane].head;
+  return {header.clean == checksum_of_headers(bytes), header.boot, pushed};
 }
 inline void write_seal(nb::handle memory, bool clean, uint64_t boot) {
   const Memory bytes(memory);

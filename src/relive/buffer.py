@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -124,11 +122,10 @@ class ReplayBuffer:
         self._flat = isinstance(schema.obs, Field) and isinstance(schema.action, Field)
         self._schema = schema
 
-    def _goes_on_from(self, directory: Path, manifest: Manifest, *, readers: int, anew: bool) -> None:
+    def _goes_on_from(self, manifest: Manifest, *, readers: int, anew: bool) -> None:
         """Its contents are those of a snapshot (`anew`: all but what its sampler kept); saving there goes on."""
         self._num_readers = readers
-        # A selector that begins anew counts its changes anew: what it keeps is not what was saved.
-        self._engine.saver.knows(directory, replace(manifest, selector={}) if anew else manifest)
+        self._engine.saver.knows(manifest, anew=anew)
 
     def push(
         self,

@@ -237,21 +237,24 @@ def publish(directory: Path, name: str) -> None:
     sync_directory(directory)
 
 
-def make_directory(directory: Path) -> None:
-    """Makes a directory that is not there yet, with its parents; none of them is lost with the power.
+def make_directory(directory: Path) -> bool:
+    """Makes a directory if it is not there yet, with its parents; none of them is lost with the power.
 
     Raises:
         FileExistsError, NotADirectoryError: a file is in the way.
     """
-    if not directory.is_dir():
-        if not directory.parent.exists():
-            make_directory(directory.parent)
-        try:
-            os.mkdir(directory)  # noqa: PTH102
-        except FileExistsError:
-            if not directory.is_dir():  # else another process was faster
-                raise
-        sync_directory(directory.parent)
+    if directory.is_dir():
+        return False
+    if not directory.parent.exists():
+        make_directory(directory.parent)
+    try:
+        os.mkdir(directory)  # noqa: PTH102
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+        return False  # another process was faster
+    sync_directory(directory.parent)
+    return True
 
 
 def sync_directory(directory: Path) -> None:
@@ -329,6 +332,6 @@ def _write(file: int, data: memoryview, path: Path) -> None:
 
 def _refused(path: Path, what: str, error: OSError) -> SnapshotError:
     return SnapshotError(
-        f"{path}: expected to write {what}, got an error of the disk ({error.strerror}). The snapshot that was there "
-        "before is whole."
+        f"{path}: expected to write {what}, got an error of the disk ({error.strerror}). Nothing that was there before "
+        "is lost."
     )

@@ -161,7 +161,7 @@ def _load(
             restorer.select(reading.native)
 
     buffer = ReplayBuffer._assembled(spec, storage, fill=fill)
-    buffer._goes_on_from(directory, manifest, readers=readers, anew=anew)
+    buffer._goes_on_from(manifest, readers=readers, anew=anew)
     return buffer
 
 

@@ -22,7 +22,7 @@ from relive.checks import as_path, integer
 from relive.errors import ConfigError, SnapshotError
 from relive.forking import Lock
 from relive.saves import SAVES, Saves
-from relive.snapshot import frame, unframe
+from relive.snapshot import MANIFEST, frame, unframe
 
 ARENA, CARD, SYNCED = "arena", "buffer.json", "synced.json"
 _CARD_KIND, _SYNCED_KIND = "relive buffer", "relive synced lanes"
@@ -79,6 +79,7 @@ class Mmap:
             ) from None
         try:
             _refuse_another(path)  # somebody may have made one, and closed it, before the file was ours
+            _refuse_contents(path, file)
             for name in (SYNCED, SAVES):  # of one that was removed otherwise
                 disk.remove(path / name)
         except BaseException:
@@ -150,8 +151,10 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     card = _read(path / CARD, _CARD_KIND)
     if card is None:
+        snapshot = os.path.lexists(path / MANIFEST)
         raise SnapshotError(
-            f"{path}: expected the directory of a buffer with storage=Mmap(path), found no {CARD} in it."
+            f"{path}: expected the directory of a buffer with storage=Mmap(path), found no {CARD} in it. "
+            + ("It is a snapshot: use relive.load." if snapshot else "Give the path that the buffer was made with.")
         )
     if not isinstance(card, dict):
         raise SnapshotError(f"{path / CARD}: expected the description of a buffer, got another text.")
@@ -164,7 +167,7 @@ def repair(path: Path, memory: mmap.mmap, core: Core, history: int) -> tuple[Fou
     Raises:
         SnapshotError: the machine lost its power and nothing was synced; or the file is damaged.
     """
-    clean, boot = read_seal(memory)
+    clean, boot, _ = read_seal(memory)
     if clean:
         return Found.WHOLE, 0
     if boot == this_boot():
@@ -317,6 +320,20 @@ def _refuse_another(path: Path) -> None:
         )
 
 
+def _refuse_contents(path: Path, file: int) -> None:
+    """Keeps the memory of a buffer whose description is gone; one that was being made holds nothing yet."""
+    size = os.fstat(file).st_size
+    if size < mmap.PAGESIZE:
+        return
+    with contextlib.closing(mmap.mmap(file, size)) as memory:
+        pushed = read_seal(memory)[2]
+    if pushed:
+        raise ConfigError(
+            f"Mmap: expected a new directory, {path} holds the memory of a buffer that got {pushed:,} transitions, "
+            f"without its {CARD}. Put that back from a copy and use relive.attach, or remove the directory."
+        )
+
+
 def _read(path: Path, kind: str) -> Any:
     """What a file says, None if there is none.
 
@@ -349,7 +366,7 @@ def _claim(path: Path, flags: int) -> int:
         os.close(file)
         raise SnapshotError(
             f"{path / ARENA}: expected a file that nobody has open, somebody has: another process, or a buffer of this "
-            "one that is still referred to."
+            "one that is still referred to. End or drop that one first."
         ) from None
     return file
 

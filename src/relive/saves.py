@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from relive import disk
@@ -11,37 +10,34 @@ from relive.snapshot import frame, unframe
 
 SAVES = "saves.json"
 _KIND = "relive saves"
-_MOST = 16  # directories that are remembered
+
+MOST = 64
+"""Snapshots that a buffer remembers as its own: in as many directories it may go on by turns."""
 
 
 class Saves:
-    """The last snapshots of one buffer, by directory. A copy of the buffer's files knows no snapshot made after it."""
+    """The last snapshots of one buffer, wherever they lie. A copy of the buffer's files knows none made after it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
 
-    def identities(self, directory: Path) -> tuple[str, ...]:
-        """Of the snapshots that may lie there and be this buffer's; of none where nothing can be read."""
-        return self._read().get(str(directory), ())
+    def identities(self) -> tuple[str, ...]:
+        """Of the snapshots that are this buffer's; none where nothing can be read."""
+        try:
+            return tuple(map(str, unframe(self._path / SAVES, _KIND)))
+        except (OSError, SnapshotError, TypeError):
+            return ()  # then saving there takes overwrite=True, as it does to somebody else's snapshot
 
-    def remember(self, directory: Path, identities: Iterable[str]) -> None:
-        """Before a snapshot appears, in the place of another one: either may be there after a crash.
+    def remember(self, identity: str) -> None:
+        """Before a snapshot appears: it may be there after a crash, or the one before.
 
         Raises:
             OSError: the disk refuses.
         """
-        known = {name: found for name, found in self._read().items() if name != str(directory)}
-        newest = dict([*known.items(), (str(directory), tuple(identities))][-_MOST:])
-        disk.replace(self._path, SAVES, frame(_KIND, newest))
+        known = [*(other for other in self.identities() if other != identity), identity]
+        disk.replace(self._path, SAVES, frame(_KIND, known[-MOST:]))
 
     def forget(self) -> None:
         """The buffer is no longer what was saved, with more behind it: some of it was lost."""
         disk.remove(self._path / SAVES)
         disk.sync_directory(self._path)
-
-    def _read(self) -> dict[str, tuple[str, ...]]:
-        try:
-            content = unframe(self._path / SAVES, _KIND)
-            return {str(name): tuple(map(str, found)) for name, found in content.items()}
-        except (OSError, SnapshotError, TypeError, AttributeError):
-            return {}  # then saving there takes overwrite=True, as it does to somebody else's snapshot

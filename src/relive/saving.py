@@ -24,7 +24,7 @@ from relive._core import Reader as Native
 from relive.compaction import Run, make_plan
 from relive.disk import Claim, is_there, make_directory, remove
 from relive.errors import ConfigError, SnapshotError
-from relive.saves import Saves
+from relive.saves import MOST, Saves
 from relive.schema import Schema
 from relive.snapshot import (
     MANIFEST,
@@ -59,25 +59,26 @@ class Saver:
         self._core, self._native, self._saves = core, native, saves
         self._parts = parts_of(core, schema)
         self._capacity = capacity
-        self._last: dict[Path, tuple[Manifest, ...]] = {}  # what we left there, or may have when a save failed
+        self._known: dict[str, bool] = {}  # our snapshots; whether also what the sampler keeps is ours
         self._heads = self._state()[:, 1].tolist()  # as we found them
 
-    def knows(self, directory: Path, manifest: Manifest) -> None:
-        """This buffer's contents were loaded from there."""
-        place = directory.resolve()
-        self._last[place] = (manifest,)
-        if self._saves and manifest.selector:
-            self._saves.remember(place, [manifest.identity])
+    def knows(self, manifest: Manifest, *, anew: bool) -> None:
+        """This buffer's contents were loaded from there; `anew`: all but what its sampler keeps."""
+        self._remember(manifest, not anew)
 
-    def _ours(self, place: Path, there: Manifest) -> Manifest | None:
-        """What we know of the snapshot in a directory, None if it is another buffer's."""
-        for manifest in self._last.get(place, ()):
-            if manifest.identity == there.identity:
-                return manifest
-        if self._saves is None or there.identity not in self._saves.identities(place):
-            return None
-        # What was saved later than what is here now, from an arena that was put back since, is another's.
-        return there if all(lane[1] <= head for lane, head in zip(there.lanes, self._heads, strict=True)) else None
+    def _remember(self, manifest: Manifest, whole: bool) -> None:
+        self._known = dict([*self._known.items(), (manifest.identity, whole)][-MOST:])
+        if self._saves and whole:
+            self._saves.remember(manifest.identity)
+
+    def _ours(self, there: Manifest) -> Manifest | None:
+        """What there is of ours in a snapshot; None if it is another buffer's."""
+        whole = self._known.get(there.identity)
+        if whole is None and self._saves and there.identity in self._saves.identities():
+            # What was saved later than what we found here, from an arena that was put back since, is another's.
+            whole = all(lane[1] <= head for lane, head in zip(there.lanes, self._heads, strict=True)) or None
+        # A selector that begins anew counts its changes anew: what it keeps is not what was saved.
+        return there if whole else None if whole is None else replace(there, selector={})
 
     def save(self, directory: Path, buffer: dict[str, Any], note: Any, compressed: bool, overwrite: bool) -> int:
         """Saves, see `ReplayBuffer.save`. One thread at a time."""
@@ -85,10 +86,10 @@ class Saver:
             packing.library()
         check_note(note)
         try:
-            _make(directory)
+            made = _make(directory)
             with contextlib.closing(Claim(directory)):
                 there, number = _look(directory, overwrite)
-                last = None if there is None or overwrite else self._ours(directory.resolve(), there)
+                last = None if there is None or overwrite else self._ours(there)
                 if there is not None and last is None and not overwrite:
                     raise _of_another(directory)
                 try:
@@ -97,13 +98,15 @@ class Saver:
                 except BaseException:
                     with contextlib.suppress(OSError):  # what is left is of no use, and in nobody's way
                         _tidy(directory, there)
+                        if made:
+                            os.rmdir(directory)  # noqa: PTH106
                     raise
         except OSError as error:
             if isinstance(error, SnapshotError):
                 raise
             raise SnapshotError(
-                f"{directory}: expected to save, got an error of the system ({error}). The snapshot that was there "
-                "before is whole, or this one is there."
+                f"{directory}: expected to save, got an error of the system ({error}). What was there before is "
+                "whole, or this one is there."
             ) from error
 
     def _write(self, out: Writing, last: Manifest | None, buffer: dict[str, Any], note: Any) -> int:
@@ -112,12 +115,8 @@ class Saver:
         manifest = replace(manifest, buffer=buffer, note=note, number=out.number)
         out.draft(MANIFEST, manifest.encode())
         out.sync()
-        place = out.directory.resolve()
-        self._last[place] = (*self._last.get(place, ()), manifest)
-        if self._saves:
-            self._saves.remember(place, [known.identity for known in (last, manifest) if known])
+        self._remember(manifest, True)
         commit(out.directory, manifest)
-        self._last[place] = (manifest,)
         return out.written
 
     def _cut(self, out: Writing, last: Manifest | None) -> Manifest:
@@ -255,9 +254,10 @@ class Saver:
         return Segment(tuple(runs), extent, files)
 
 
-def _make(directory: Path) -> None:
+def _make(directory: Path) -> bool:
+    """Makes a directory, if it is not there."""
     try:
-        make_directory(directory)
+        return make_directory(directory)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"save: expected a directory, got the file {directory}. Give another path.") from None
 

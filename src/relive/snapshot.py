@@ -181,10 +181,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         return _decode(unframe(path, FORMAT))
     except (FileNotFoundError, NotADirectoryError):
-        found = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
-        raise SnapshotError(
-            f"{directory}: expected a snapshot, found {found}. Give a directory that `save` made."
-        ) from None
+        raise SnapshotError(f"{directory}: expected a snapshot, found {_instead(directory)}.") from None
     except IsADirectoryError:
         raise SnapshotError(f"{path}: expected a file, got a directory. Give a directory that `save` made.") from None
     except OSError as error:
@@ -193,6 +190,21 @@ def read_manifest(directory: Path) -> Manifest:
         raise SnapshotError(f"{path}: expected to read it, got an error of the system ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SnapshotError(f"{path}: expected the manifest of a snapshot, got another ({error}).") from None
+
+
+def _instead(directory: Path) -> str:
+    """What is there that is no snapshot, and what opens it."""
+    if directory.is_file():
+        return "a file. Snapshots are directories; relive.interop.read reads datasets"
+    if not directory.is_dir():
+        return "no such directory. Give one that `save` made"
+    for inside, words in {
+        "buffer.json": "the directory of a buffer with storage=Mmap(path). Use relive.attach",
+        "checkpoint/replay": f"a run. Its buffer is in {directory / 'checkpoint' / 'replay'}",
+    }.items():
+        if (directory / inside).exists():
+            return words
+    return f"no {MANIFEST} in it. Give a directory that `save` made"
 
 
 def _decode(content: dict[str, Any]) -> Manifest:
@@ -292,12 +304,15 @@ def steadily(directory: Path, work: Callable[[Manifest], T]) -> T:
         SnapshotError: there is none, or it is damaged, or saved to faster than it can be read.
     """
     manifest = read_manifest(directory)
-    for attempt in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         try:
             return work(manifest)
         except OSError:
             newer = read_manifest(directory)
-            if newer.identity == manifest.identity or attempt == _ATTEMPTS - 1:
+            if newer.identity == manifest.identity:
                 raise
             manifest = newer
-    raise AssertionError("the last attempt returns or raises")
+    raise SnapshotError(
+        f"{directory}: expected a snapshot that stays while it is read, it was saved to {_ATTEMPTS} times meanwhile. "
+        "Let its saver pause, or save elsewhere too and read that."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ class Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.worker.__exit__()
-        self._syncing.__exit__()
-        for file in self._files:
-            file.close()
+        with contextlib.ExitStack() as stack:
+            for file in self._files:
+                stack.callback(file.close)
+            stack.push(self._syncing)
+            stack.push(self.worker)
 
     def ended(self) -> None:
         """No file is being written: those that were go to the disk, while the next ones are."""

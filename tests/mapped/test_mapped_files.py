@@ -71,6 +71,40 @@ def test_files_are_for_their_owner_alone(root: Path) -> None:
     assert "Mmap(path=" in repr(buffer) and "sync=5" in repr(buffer)
 
 
+def test_a_buffer_whose_description_is_gone_is_not_written_over(root: Path) -> None:
+    """Would catch: `if (path / "buffer.json").exists(): attach` else a new one, which costs all that was pushed."""
+    buffer = make(root / "a", count=30)
+    del buffer
+    card = (root / "a" / mapped.CARD).read_bytes()
+    (root / "a" / mapped.CARD).unlink()
+    with pytest.raises(relive.ConfigError, match=r"got 30 transitions, without its buffer\.json\. Put that back"):
+        make(root / "a")
+    (root / "a" / mapped.CARD).write_bytes(card)
+    assert right(relive.attach(root / "a"))
+
+
+def test_one_that_was_never_described_is_written_over(root: Path) -> None:
+    """Its process was killed while it made the file."""
+    buffer = make(root / "a", count=0)
+    del buffer
+    (root / "a" / mapped.CARD).unlink()
+    assert right(make(root / "a"))
+
+
+def test_what_opens_another_kind_of_directory_is_named(root: Path) -> None:
+    buffer = make(root / "a")
+    buffer.save(root / "s")
+    with pytest.raises(relive.SnapshotError, match=r"Use relive\.attach"):
+        relive.load(root / "a")
+    with pytest.raises(relive.SnapshotError, match=r"use relive\.load"):
+        relive.attach(root / "s")
+    with pytest.raises(relive.SnapshotError, match=r"relive\.interop\.read reads datasets"):
+        relive.load(root / "a" / mapped.CARD)
+    (root / "run" / "checkpoint" / "replay").mkdir(parents=True)
+    with pytest.raises(relive.SnapshotError, match=r"a run\. Its buffer is in .*replay"):
+        relive.load(root / "run")
+
+
 @pytest.mark.parametrize("path", ["", 3, None, b"x", "a\0b"])
 def test_paths_that_are_none(path: Any) -> None:
     with pytest.raises(relive.ConfigError, match="path of a directory"):

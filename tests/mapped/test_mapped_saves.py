@@ -165,3 +165,38 @@ def test_a_spoilt_memory_of_saves_is_none(tmp_path: Path) -> None:
         buffer.save(tmp_path / "s")
     buffer.save(tmp_path / "s", overwrite=True)
     assert_same(tmp_path / "s", buffer)
+
+
+def test_directories_that_were_moved(tmp_path: Path) -> None:
+    """On the next machine the disk is mounted elsewhere."""
+    (tmp_path / "here").mkdir()
+    buffer = make(tmp_path / "here" / "m")
+    fill(buffer, 1_000)
+    whole = buffer.save(tmp_path / "here" / "s")
+    del buffer
+    (tmp_path / "here").rename(tmp_path / "there")
+    buffer = relive.attach(tmp_path / "there" / "m")
+    fill(buffer, 10)
+    assert buffer.save(tmp_path / "there" / "s") < whole / 4
+    (tmp_path / "there" / "s").rename(tmp_path / "s")
+    fill(buffer, 10)
+    assert buffer.save(tmp_path / "s") < whole / 4
+    assert_same(tmp_path / "s", buffer)
+
+
+def test_two_directories_by_turns_and_a_backup_of_one(tmp_path: Path) -> None:
+    buffer = make(tmp_path / "m")
+    fill(buffer, 1_000)
+    whole = buffer.save(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "backup")
+    for turn in range(6):
+        fill(buffer, 200)
+        buffer.save(tmp_path / ("a", "b")[turn % 2])
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "backup").rename(tmp_path / "a")
+    fill(buffer, 10)
+    buffer.save(tmp_path / "a")
+    assert_same(tmp_path / "a", buffer)
+    fill(buffer, 10)
+    assert buffer.save(tmp_path / "b") < whole / 2
+    assert_same(tmp_path / "b", buffer)

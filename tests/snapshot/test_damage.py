@@ -124,7 +124,7 @@ def test_no_snapshot_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "file", tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file" / "below"):
         for read in (relive.load, relive.snapshot.read_note, relive.snapshot.verify):
-            with pytest.raises(relive.SnapshotError, match=r"expected a snapshot, found no (manifest|such)"):
+            with pytest.raises(relive.SnapshotError, match=r"expected a snapshot, found (no manifest|no such|a file)"):
                 read(path)
     with pytest.raises(relive.SnapshotError):
         relive.load("x" * 5000)
