@@ -488,5 +488,30 @@ def test_reading_that_breaks_off(cartpole):
     assert "after 2,000 transitions: file.npz: expected more." in report.errors[0].words
 
 
+def test_a_damaged_npz_is_blamed_for_nothing_but_its_damage(cartpole, tmp_path, monkeypatch):
+    """Bug: an action out of its space, found in the block that was damaged; seven checks "ok" that saw nothing."""
+    monkeypatch.setattr("relive.interop.columns.rows_at_once", lambda schema: 500)
+    path = tmp_path / "a.npz"
+    relive.interop.write(source(CARTPOLE, [cartpole]), path)
+    whole = path.read_bytes()
+    name = whole.index(b"action.npy")
+    for place in (
+        name + 5_000,
+        name + 8 * len(cartpole),
+    ):  # in a block that is given before the checksum is, in the last
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        report = check(relive.interop.open(path))
+        assert [found.rule for found in report.errors] == ["reading"]
+        assert "action: expected" in report.errors[0].words
+        assert [one.rule for one in report.checks] == ["reading"]
+
+
+def test_ends_without_a_final_observation_are_none_to_look_at(cartpole):
+    """Bug: "0 ends of episodes that are followed by another", of a file with twenty episodes."""
+    rows = [(*row[:5], row[0] if row[3] else row[5]) for row in cartpole]
+    report = check(source(CARTPOLE, [rows]))
+    assert "0 ends" not in str(report)
+
+
 def _blocks(*blocks: Block) -> Callable[[], Any]:
     return lambda: iter(blocks)

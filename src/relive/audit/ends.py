@@ -134,7 +134,12 @@ class Ends:
 
     def check(self) -> Check:
         """What was seen."""
-        return Check(self.rule, f"{sum(self._ends.values()):,} ends of episodes that are followed by another")
+        seen = sum(self._ends.values())
+        if not seen:
+            return Check(
+                self.rule, "none to look at: no end that has a final observation is followed by another episode"
+            )
+        return Check(self.rule, f"{seen:,} ends of episodes that are followed by another")
 
 
 class _Changes:
