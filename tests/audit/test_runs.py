@@ -69,13 +69,16 @@ def test_the_proof_is_told(run, capsys, monkeypatch, differences):
     def prove(run_dir, *, steps, report):
         assert (run_dir, steps) == (run, 50)
         report("Training.")
-        return Proof(config=TINY, resumed_at=25, killed_after=0.5, differences=differences)
+        return Proof(config=TINY, resumed_at=25, killed_after=0.5, updates=len(differences), differences=differences)
 
     monkeypatch.setattr(relive.train.prove, "prove_resume", prove)
     assert main(["check", str(run), "--resume", "--steps", "50"]) == bool(differences)
     said = capsys.readouterr().out
     assert all(difference in said for difference in ("Training.", *differences))
     assert ("Resumed exactly" in said) == (not differences)
+    assert "\nCompared, bit for bit: agent, " in said
+    assert "\nTrained with the settings of the run.\n" in said  # which the one that is given out is as long as
+    assert ("\nNo update was made" in said) == (not differences)
     assert main(["check", str(run), "--resume", "--steps", "50", "--json"]) == bool(differences)
     assert json.loads(capsys.readouterr().out) == {"passed": not differences, "differences": list(differences)}
 

@@ -12,6 +12,9 @@ from relive.cli.options import parse
 from relive.errors import ConfigError, SnapshotError
 from relive.interop.files import ReadFormat
 
+SHORTENED = ("steps", "offline_updates", "checkpoint_every", "capacity", "learning_starts", "update_every")
+"""Settings of a run that a proof may cut, and that shape what is learned."""
+
 CheckOrFinding = TypeVar("CheckOrFinding", Check, Finding)
 
 
@@ -96,8 +99,8 @@ def _of_shard(one: CheckOrFinding, shard: int) -> CheckOrFinding:
 
 
 def _prove(options: Options) -> int:
-    from relive.train.prove import prove_resume
-    from relive.train.rundir import extent_in_words
+    from relive.train.prove import COMPARED, prove_resume
+    from relive.train.rundir import extent_in_words, load_config
 
     proof = prove_resume(options.path, steps=options.steps, report=_say if not options.json else _be_quiet)
     if options.json:
@@ -107,6 +110,17 @@ def _prove(options: Options) -> int:
         print(f"  differs  {difference}")
     outcome = "Resumed exactly" if proof.passed else f"Not resumed exactly: {len(proof.differences)} differences"
     print(f"{outcome}: killed and resumed against trained through, {extent_in_words(proof.config)}.")
+    ours, runs = proof.config.to_dict(), load_config(options.path).to_dict()
+    cut = [name for name in SHORTENED if ours[name] != runs[name]]
+    short = ", ".join(
+        f"{name} {ours[name]:,} for {'none' if runs[name] is None else f'{runs[name]:,}'}" for name in cut
+    )
+    print(f"Compared, bit for bit: {COMPARED}.")
+    print(f"Trained with the settings of the run{f', cut short: {short}' if short else ''}.")
+    if proof.updates:
+        print(f"Each training made {proof.updates:,} updates.")
+    else:
+        print("No update was made in so few steps: nothing was learned, and this proves little. Give more --steps.")
     return 0 if proof.passed else 1
 
 

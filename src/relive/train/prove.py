@@ -78,6 +78,8 @@ class Proof:
     """Place of the checkpoint that the killed training went on from; updates from a dataset count before steps."""
     killed_after: float
     """Seconds from the first checkpoint to the kill."""
+    updates: int
+    """Made by each training; none of so few steps that learning never started."""
     differences: tuple[str, ...]
     """What was not the same in the end, in words; empty where the run resumes exactly."""
 
@@ -132,7 +134,8 @@ def prove_resume(
         report(f"Killed {killed_after:.2f} s after its first checkpoint. Resuming it from {place}.")
         with _Training(killed.with_name("resumed.err"), _RESUME, str(killed)) as training:
             training.finish()
-        return Proof(config, resumed_at, killed_after, tuple(differences(through, killed)))
+        updates = int(read_metrics(through)["updates"][-1])
+        return Proof(config, resumed_at, killed_after, updates, tuple(differences(through, killed)))
 
 
 def _seconds_after(config: TrainConfig, place: int, run_dir: Path) -> float:
@@ -283,6 +286,10 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         yield from _unlike(file, *(torch.load(run / file, weights_only=True) for run in (one, other)))
     yield from _unlike(METRICS, read_metrics(one), read_metrics(other))
     yield from _unlike_buffers(config, a.buffer, b.buffer)
+
+
+COMPARED = "agent, optimiser, loop, both weights, metrics but for wall times, the buffer and its next draws"
+"""What `differences` looks at, in words."""
 
 
 def _unlike_buffers(config: TrainConfig, a: relive.ReplayBuffer, b: relive.ReplayBuffer) -> Iterator[str]:
