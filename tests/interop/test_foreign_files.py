@@ -254,6 +254,17 @@ def test_what_is_no_dataset_is_refused(name, tmp_path):
         interop.open(save(tmp_path, columns, "npz"))
 
 
+@pytest.mark.parametrize("format", ["npz", "parquet", "hdf5"])
+def test_a_column_by_another_name_can_be_renamed_as_it_is_said(format, tmp_path):
+    """Bug: a list of names that are known, and not a word on how to have one of them."""
+    path = out = save(tmp_path, named(numbered(4), obs="s"), format)
+    with pytest.raises(relive.ReplayError, match="obs: expected a column of") as refused:
+        interop.open(path)
+    code = str(refused.value).partition("by another NAME, rename it: ")[2].replace("NAME", "s")
+    exec(code, {"np": np, "h5py": h5py, "pq": pq, "path": path, "out": out})
+    assert interop.open(out).schema.obs.shape == (2,)
+
+
 def test_steps_of_rlds_are_refused_with_the_remedy(tmp_path):
     """Read row by row, each episode would gain a step with an action that nobody took."""
     columns = named(numbered(4), obs="observation", terminated="is_terminal")

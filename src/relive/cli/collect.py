@@ -63,6 +63,7 @@ def run(args: Sequence[str]) -> int:
         epsilon=options.epsilon,
         stack=stack,
     )
+    print(f"Playing {options.steps:,} steps of {options.policy} in {options.env}.", flush=True)
     with counted(source, "steps") as shown:
         lost = write(shown, options.out, format=kind)
     print(f"{options.out} ({kind}): {options.steps:,} transitions of {options.policy} in {options.env}.")

@@ -188,7 +188,7 @@ def _check(found: Found) -> None:
             wanted = NAMES["terminated"] + NAMES["done"] if role == "terminated" else NAMES[role]
             have = ", ".join([*table.columns, *(f"{name} ({what})" for name, what in table.unreadable.items())])
             said = f"{table.path}: {role}: expected a column of {', '.join(wanted)}, got {have or 'none'}."
-            raise DatasetError(said + _of_rlds(table))
+            raise DatasetError(said + (_of_rlds(table) or _rename(table, role)))
     lengths = [table.lengths[column] for column in found.names]
     num_rows = Counter(lengths).most_common(1)[0][0]  # the one that differs from the others is to blame
     for column, length in zip(found.names, lengths, strict=True):
@@ -211,6 +211,17 @@ def _check(found: Found) -> None:
         found.notes.append("no truncated flag: every end is taken for a termination")
     elif "terminated" not in scalars:
         found.notes.append(f"{scalars['done']} and {scalars['truncated']}: a done that is no time-out is a termination")
+
+
+def _rename(table: Table, role: str) -> str:
+    """How to give a column of a file the name that it is looked for by, if it is there by another one."""
+    how = {
+        "npz": f"a = dict(np.load(path)); a['{role}'] = a.pop('NAME'); np.savez(out, **a)",
+        "parquet": f"t = pq.read_table(path); names = ['{role}' if n == 'NAME' else n for n in t.column_names]; "
+        "pq.write_table(t.rename_columns(names), out)",
+        "d4rl": f"h5py.File(path, 'r+').move('NAME', '{role}')",
+    }
+    return f" If it is there by another NAME, rename it: {how[table.format]}" if table.columns else ""
 
 
 def _of_rlds(table: Table) -> str:
