@@ -302,7 +302,12 @@ def test_metrics_and_tensorboard_tell_the_run_once(config: TrainConfig, data: Pa
     board = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     shown = [(event.step, event.value) for event in board.Scalars("train/seconds")]
     assert shown == list(zip(place, np.float32(metrics["seconds"]), strict=True))
-    assert json.loads((run / "result.json").read_text())["seconds"] >= metrics["seconds"][-1]
+    result = json.loads((run / "result.json").read_text())
+    assert result["seconds"] >= metrics["seconds"][-1]
+    assert result["resumed_at"] == 200
+    assert (
+        f"\n| resumed | from step {200 - config.updates_before}, the last time |\n" in (run / "summary.md").read_text()
+    )
 
 
 def test_seconds_go_on_from_the_checkpoint_not_from_the_row_before(

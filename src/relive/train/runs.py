@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def resume(
             begun()
             roll_back(run_dir, trainer.state.best_weights)
             log = RunLog(run_dir, checkpoint.metrics, checkpoint.step, config.updates_before)
-            return _run(trainer, log, stop)
+            return _run(trainer, log, stop, checkpoint.step)
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def stage(config: TrainConfig) -> Iterator[tuple[Envs, StopRequest]]:
         torch.set_num_threads(threads)
 
 
-def _run(trainer: Trainer, log: RunLog, stop: StopRequest) -> Result:
+def _run(trainer: Trainer, log: RunLog, stop: StopRequest, resumed_at: int | None = None) -> Result:
     """Train to the end, write everything down."""
     try:
         with log:
@@ -127,7 +128,7 @@ def _run(trainer: Trainer, log: RunLog, stop: StopRequest) -> Result:
                 trainer.advance(log)
             trainer.finish(log)
         plot_runs([trainer.run_dir], trainer.run_dir / CURVE)
-        result = _conclude(trainer, stop)
+        result = replace(_conclude(trainer, stop), resumed_at=resumed_at)
         save_result(trainer.run_dir, trainer.config, result)
         return result
     except OSError as error:

@@ -53,6 +53,8 @@ class Result:
     """How often an actor died and was replaced."""
     shards: Shards | None = None
     """The parts of the buffer at the end, where it has some (ray)."""
+    resumed_at: int | None = None
+    """Place of the checkpoint that it went on from, the last time; None if it was never resumed."""
 
     @property
     def passed(self) -> bool | None:
@@ -79,6 +81,8 @@ def save_result(run_dir: Path, config: TrainConfig, result: Result) -> None:
         "final": None if final is None else {"mean": final.mean, "std": final.std, "returns": final.returns},
         "versions": versions(),
     }
+    if result.resumed_at is not None:
+        data["resumed_at"] = result.resumed_at
     if config.actors:
         data["restarts"] = result.restarts
     if result.shards is not None:
@@ -108,6 +112,7 @@ def summary(name: str, config: TrainConfig, result: Result) -> str:
         "| | |",
         "|---|---|",
         f"| ended | {status_in_words(result.status, config)}{f' by {result.signal}' if result.signal else ''} |",
+        *_resumed(config, result),
         *_course(config, result),
         *_actors(config, result),
         f"| updates | {result.updates:,} of batch {config.agent.batch_size} |",
@@ -138,6 +143,12 @@ def _kept(config: TrainConfig, result: Result) -> str:
     """Where in the run the weights are from."""
     words = place_in_words(config, result.kept_step)
     return f"{words} (no step yet)" if words.startswith("update") else words
+
+
+def _resumed(config: TrainConfig, result: Result) -> list[str]:
+    """That the run was not made in one go, and where the last part of it began."""
+    at = result.resumed_at
+    return [] if at is None else [f"| resumed | from {place_in_words(config, at)}, the last time |"]
 
 
 def _course(config: TrainConfig, result: Result) -> list[str]:
