@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_the_last_words_of_a_training_are_told(tmp_path: Path, monkeypatch: pyte
         training.finish()
 
 
+@pytest.fixture
+def as_a_shell_begins_it() -> Iterator[None]:
+    """Nobody handles signals; in the process of tests Ray does, once it was used."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("as_a_shell_begins_it")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_training_and_takes_its_directory_away(
     number: signal.Signals, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
