@@ -1,4 +1,4 @@
-"""Where a buffer that lies in a file was saved to: whoever attaches to it goes on there."""
+"""Which snapshots are of a buffer that lies in a file: whoever attaches to it goes on with them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from relive.snapshot import frame, unframe
 SAVES = "saves.json"
 _KIND = "relive saves"
 
-MOST = 64
-"""Snapshots that a buffer remembers as its own: in as many directories it may go on by turns."""
+MOST = 4096
+"""Snapshots that a buffer remembers as its own: so many saves elsewhere may come between two to one directory."""
 
 
 class Saves:

@@ -55,7 +55,7 @@ class Saver:
     """Saves one buffer, into any directories; into each one only what is new since the last time."""
 
     def __init__(self, core: Core, native: Native, schema: Schema, capacity: int, saves: Saves | None = None) -> None:
-        """Of a buffer that others may attach to later, `saves` remembers where it was saved to."""
+        """Of a buffer that others may attach to later, `saves` remembers which snapshots are its own."""
         self._core, self._native, self._saves = core, native, saves
         self._parts = parts_of(core, schema)
         self._capacity = capacity

@@ -200,3 +200,18 @@ def test_two_directories_by_turns_and_a_backup_of_one(tmp_path: Path) -> None:
     fill(buffer, 10)
     assert buffer.save(tmp_path / "b") < whole / 2
     assert_same(tmp_path / "b", buffer)
+
+
+def test_many_saves_elsewhere_come_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: an archive of each hour that is refused, because a checkpoint of each minute came between."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    buffer = make(tmp_path / "m")
+    fill(buffer, 100)
+    buffer.save(tmp_path / "hourly")
+    for _ in range(100):
+        fill(buffer, 1)
+        buffer.save(tmp_path / "often")
+    del buffer
+    buffer = relive.attach(tmp_path / "m")
+    buffer.save(tmp_path / "hourly")
+    assert_same(tmp_path / "hourly", buffer)
